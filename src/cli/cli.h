@@ -11,9 +11,9 @@
 /* One command = one const struct in one file and one row in sh_commands (main.c). */
 typedef struct sh_command {
     const char *name;
-    const char *summary; /* one line for `shoal --help` */
+    const char *summary;                /* one line for `shoal --help` */
     int (*main)(int argc, char **argv); /* argv[0] is the command's name; returns the exit status */
-    bool hidden;         /* not in the help: started by shoal itself */
+    bool hidden;                        /* not in the help: started by shoal itself */
 } sh_command;
 
 extern const sh_command *const sh_commands[]; /* ends with NULL */
@@ -39,20 +39,31 @@ typedef struct sh_flag {
     const char *names; /* "-m, --model": every spelling, comma-separated, as the help shows them */
     const char *value; /* "FILE"; NULL for SH_FLAG_BOOL and SH_FLAG_NO */
     sh_flag_kind kind;
-    void *dst;         /* holds the default before parsing */
-    double min, max;   /* bounds of numbers; both 0: none */
-    const char *help;  /* one line */
+    void *dst;        /* holds the default before parsing */
+    double min, max;  /* bounds of numbers; both 0: none */
+    const char *help; /* one line; the default is added if it names none; NULL: not shown */
 } sh_flag;
 
 /** Parses argv[1..]. "--flag value" and "--flag=value" are the same; "--" ends the flags. At most
- *  max_arg other arguments go to arg[], *n_arg of them. With --help or -h prints the help made from the
- *  table to stdout and sets *help. SH_EARG: an unknown flag (with the nearest known one, if it is
- *  near), a missing or bad value, too many arguments; ends with "see shoal NAME --help". */
+ *  max_arg other arguments go to arg[], *n_arg of them. With --help or -h among the flags prints
+ *  "usage: ", `usage` and the help made from the table to stdout and sets *help; nothing else is
+ *  looked at. A value may begin with '-', but one that spells a known flag is given with '='.
+ *  SH_EARG: an unknown flag (with the nearest known one, if it is near), a missing or bad value,
+ *  too many arguments; ends with "see shoal NAME --help". */
 sh_err sh_flags_parse(const char *usage, const sh_flag *flags, int n_flag, int argc, char **argv,
                       const char **arg, int max_arg, int *n_arg, bool *help);
 
+/* The nearest of the words that were tried, for "did you mean"; {0} at the start. */
+typedef struct sh_near {
+    char word[32]; /* "" if none is near */
+    int distance;
+} sh_near;
+
+/** Takes the n bytes at `known` if they are near to `word`, and nearer than those tried before. */
+void sh_near_try(sh_near *best, const char *word, const char *known, size_t n);
+
 /** Prints "shoal NAME: sentence" to stderr and gives the exit status of the code: 2 for SH_EARG and
- *  SH_EFILE, 1 for the others, 0 for SH_OK (printing nothing). */
+ *  SH_EFILE, 1 for the others, 0 for SH_OK (printing nothing). `command` may be NULL. */
 int sh_exit(const char *command, sh_err err);
 
 #endif

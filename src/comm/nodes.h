@@ -2,6 +2,8 @@
 #ifndef SH_COMM_NODES_H
 #define SH_COMM_NODES_H
 
+#include <stddef.h>
+
 #include "base/err.h"
 
 typedef struct sh_node_addr {
@@ -20,6 +22,8 @@ typedef struct sh_nodes {
  *  communication.port, inference.port_in and port_out. SH_EFILE names the file, the line of a syntax
  *  error, or the key that is missing or wrong. Free with sh_nodes_free. */
 sh_err sh_nodes_read(sh_nodes *out, const char *path);
+/** The same from memory: n bytes, called `name` in messages. */
+sh_err sh_nodes_parse(sh_nodes *out, const char *text, size_t n, const char *name);
 void sh_nodes_free(sh_nodes *n);
 
 /** "127.0.0.1:5000", "[::1]:5000", "pi3.local:5000", ":5000" (every address). SH_EARG says how it is

@@ -45,6 +45,8 @@ typedef struct sh_step_limits {
 } sh_step_limits;
 
 void sh_step_encode(const sh_step *s, sh_buf *b);
+/** The longest encoding of a step within the limits (which allow 4 operations per slot). */
+size_t sh_step_max_bytes(const sh_step_limits *limits);
 /** Fills *s (zeroed or used before: its memory is used again). SH_EPEER: malformed or over limits;
  *  then *s describes nothing. */
 sh_err sh_step_decode(sh_step *s, sh_cursor *c, const sh_step_limits *limits);

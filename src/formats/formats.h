@@ -78,6 +78,9 @@ extern const sh_format sh_format_gguf;
  *  Close with sh_model_file_close, which accepts NULL. */
 sh_err sh_model_file_open(sh_model_file **out, const char *path);
 void sh_model_file_close(sh_model_file *m);
+/** What open does once m->file is there (the rest of *m zeroed); for bytes that are in memory. On
+ *  failure the caller closes. */
+sh_err sh_model_file_parse(sh_model_file *m);
 
 /** NULL if there is none. */
 const sh_tensor *sh_model_file_tensor(const sh_model_file *m, const char *name);
@@ -104,6 +107,8 @@ static inline sh_cursor sh_meta_cursor(const sh_meta *a)
 {
     return sh_cursor_of(a->bytes.p, a->bytes.n);
 }
+/** s as a C string for a message: cut to fit, every byte but printable ASCII shown as '?'. Returns buf. */
+const char *sh_str_show(char *buf, size_t cap, sh_str s);
 /** The next GGUF string (u64 length, bytes) of a cursor; {NULL, 0} and `bad` past the end. */
 sh_str sh_get_str(sh_cursor *c);
 
@@ -119,7 +124,7 @@ void sh_gguf_put_str(sh_gguf_writer *w, const char *key, const char *p, size_t n
 void sh_gguf_put_strs(sh_gguf_writer *w, const char *key, const sh_str *s, size_t n);
 void sh_gguf_put_f32s(sh_gguf_writer *w, const char *key, const float *v, size_t n);
 void sh_gguf_put_i32s(sh_gguf_writer *w, const char *key, const int32_t *v, size_t n);
-/** The value as it stands in another file. */
+/** The value as it stands in another file; general.alignment is passed over, as the writer has its own. */
 void sh_gguf_put_meta(sh_gguf_writer *w, const sh_meta *meta);
 void sh_gguf_add_tensor(sh_gguf_writer *w, const char *name, sh_dtype dtype, int n_dim,
                         const int64_t *dim);

@@ -29,8 +29,9 @@ int sh_tokenizer_bos(const sh_tokenizer *t);
 /** Whether this id ends a text (EOS, EOT). */
 bool sh_tokenizer_is_end(const sh_tokenizer *t, uint32_t id);
 
-/** Tokens of n bytes of text (any bytes; invalid UTF-8 goes through byte fallback), flags of SH_TOK_.
- *  *ids is malloc'ed, *n_ids of them; free(*ids). Linear or n log n in the text. */
+/** Tokens of n bytes of text (any bytes; invalid UTF-8 goes through byte fallback), with flags of
+ *  SH_TOK_. *ids is malloc'ed, *n_ids of them; free(*ids). n log n in the text.
+ *  SH_EARG: the text has more than 512 MiB. */
 sh_err sh_tokenizer_encode(const sh_tokenizer *t, const char *text, size_t n, int flags,
                            uint32_t **ids, size_t *n_ids);
 

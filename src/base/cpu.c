@@ -1,0 +1,132 @@
+#define _GNU_SOURCE
+#include "base/cpu.h"
+
+#include <hwloc.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+
+/* Linux gives the 8 KiB of tile state only to processes that ask (arch/x86, "xstate" document). */
+static bool amx_permission(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+static unsigned detect(void)
+{
+    unsigned a, b, c, d, f = 0, b7, c7, d7;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
+    unsigned xcr0, hi;
+    __asm__("xgetbv" : "=a"(xcr0), "=d"(hi) : "c"(0));
+    bool ymm = (xcr0 & 6) == 6, zmm = (xcr0 & 0xe6) == 0xe6, tile = (xcr0 & 0x60000) == 0x60000;
+    bool fma = (c & bit_FMA) && (c & bit_F16C);
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return 0;
+    if (ymm && fma && (b7 & bit_AVX2)) f |= SH_CPU_AVX2;
+    const unsigned f512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    if ((f & SH_CPU_AVX2) && zmm && (b7 & f512) == f512 && (c7 & bit_AVX512VNNI))
+        f |= SH_CPU_AVX512;
+    const unsigned famx = 1u << 22 | 1u << 24 | 1u << 25; /* amx-bf16, amx-tile, amx-int8 */
+    if ((f & SH_CPU_AVX512) && tile && (d7 & famx) == famx && amx_permission()) f |= SH_CPU_AMX;
+    return f;
+}
+
+uint64_t sh_cpu_enter(void)
+{
+    unsigned old = _mm_getcsr();
+    /* all exceptions masked, round to nearest, flush-to-zero (bit 15), denormals-are-zero (bit 6) */
+    _mm_setcsr(0x1f80u | 1u << 15 | 1u << 6);
+    return old;
+}
+
+void sh_cpu_leave(uint64_t state)
+{
+    _mm_setcsr((unsigned)state);
+}
+
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+
+static unsigned detect(void)
+{
+    enum { HWCAP_ASIMDDP_BIT = 1 << 20 };
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP_BIT ? SH_CPU_NEON : 0;
+}
+
+uint64_t sh_cpu_enter(void)
+{
+    uint64_t old;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(old));
+    __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)1 << 24)); /* FZ; round to nearest */
+    return old;
+}
+
+void sh_cpu_leave(uint64_t state)
+{
+    __asm__ volatile("msr fpcr, %0" ::"r"(state));
+}
+
+#else
+#error "this processor's floating-point control is not known: see docs/numerics.md"
+#endif
+
+static unsigned features;
+static void set_features(void)
+{
+    features = detect();
+}
+
+unsigned sh_cpu_features(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, set_features);
+    return features;
+}
+
+int sh_cpu_cores(int *cpu, int max)
+{
+    int n = 0;
+    hwloc_topology_t topo;
+    if (hwloc_topology_init(&topo) == 0) {
+        hwloc_topology_set_all_types_filter(topo, HWLOC_TYPE_FILTER_KEEP_NONE);
+        hwloc_topology_set_type_filter(topo, HWLOC_OBJ_CORE, HWLOC_TYPE_FILTER_KEEP_ALL);
+        if (hwloc_topology_load(topo) == 0) {
+            hwloc_const_cpuset_t allowed = hwloc_topology_get_allowed_cpuset(topo);
+            hwloc_cpuset_t mine = hwloc_bitmap_alloc();
+            hwloc_get_cpubind(topo, mine, HWLOC_CPUBIND_PROCESS);
+            hwloc_bitmap_and(mine, mine, allowed);
+            hwloc_obj_t core = NULL;
+            while (n < max && (core = hwloc_get_next_obj_by_type(topo, HWLOC_OBJ_CORE, core))) {
+                hwloc_cpuset_t set = hwloc_bitmap_dup(core->cpuset);
+                hwloc_bitmap_and(set, set, mine);
+                int first = hwloc_bitmap_first(set);
+                if (first >= 0) cpu[n++] = first;
+                hwloc_bitmap_free(set);
+            }
+            hwloc_bitmap_free(mine);
+        }
+        hwloc_topology_destroy(topo);
+    }
+    if (n == 0) { /* no topology to be had: what the scheduler says */
+        cpu_set_t set;
+        if (sched_getaffinity(0, sizeof set, &set) == 0)
+            for (int i = 0; i < CPU_SETSIZE && n < max; i++)
+                if (CPU_ISSET(i, &set)) cpu[n++] = i;
+    }
+    if (n == 0) cpu[n++] = -1;
+    return n;
+}
+
+void sh_cpu_bind(int cpu)
+{
+    if (cpu < 0 || cpu >= CPU_SETSIZE) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    (void)pthread_setaffinity_np(pthread_self(), sizeof set, &set); /* a wish, not a need */
+}

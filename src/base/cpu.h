@@ -1,0 +1,42 @@
+/* What this CPU and operating system can do, and the cores this process may use. */
+#ifndef SH_BASE_CPU_H
+#define SH_BASE_CPU_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Features that kernels ask for; a bit is set only if CPU and operating system both allow it. */
+enum {
+    SH_CPU_AVX2 = 1 << 0,   /* with FMA and F16C */
+    SH_CPU_AVX512 = 1 << 1, /* F, BW, VL, DQ, VNNI */
+    SH_CPU_AMX = 1 << 2,    /* tile, bf16, int8; permission was granted */
+    SH_CPU_NEON = 1 << 3,   /* with the dot product */
+};
+
+/** The bits of this machine. The first call asks Linux for the AMX tile state, so it must come before
+ *  threads start; later calls are cheap. */
+unsigned sh_cpu_features(void);
+
+/** Sets this thread's floating point to what the arithmetic contract demands: round to nearest,
+ *  results and operands too small to be normal are zero. Returns the old state for sh_cpu_leave. */
+uint64_t sh_cpu_enter(void);
+void sh_cpu_leave(uint64_t state);
+
+/** One logical CPU of each physical core this process may run on, in the order of the topology, at
+ *  most `max`, in cpu[]; returns how many (at least 1). */
+int sh_cpu_cores(int *cpu, int max);
+
+/** Ties the calling thread to one logical CPU; cpu < 0 does nothing. */
+void sh_cpu_bind(int cpu);
+
+/** Tells the CPU that this thread is spinning. */
+static inline void sh_cpu_pause(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+#endif

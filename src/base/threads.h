@@ -1,0 +1,28 @@
+/* A pool of threads that run one function together: the parallel regions of the forward pass.
+ * Threads spin a little between regions and then sleep; with more threads than cores they do not
+ * spin. (OpenMP was measured against it: bench/README.md.) */
+#ifndef SH_BASE_THREADS_H
+#define SH_BASE_THREADS_H
+
+#include "base/err.h"
+
+typedef struct sh_pool sh_pool;
+
+/** n_thread threads, the caller of sh_pool_run being number 0. cpu[i] >= 0 ties thread i to that
+ *  logical CPU; cpu may be NULL. spin: how many pauses a waiting thread makes before it sleeps. */
+sh_err sh_pool_open(sh_pool **out, int n_thread, const int *cpu, int spin);
+void sh_pool_close(sh_pool *p);
+int sh_pool_n_thread(const sh_pool *p);
+
+/** Runs fn(arg, i, n_thread) on every thread i and returns when all have. fn's floating point is set
+ *  as by sh_cpu_enter. From one thread at a time. */
+void sh_pool_run(sh_pool *p, void (*fn)(void *arg, int thread, int n_thread), void *arg);
+
+/** Thread `i` of `n` does the items [*lo, *hi) of n_item. */
+static inline void sh_share(int n_item, int i, int n, int *lo, int *hi)
+{
+    *lo = (int)((long long)n_item * i / n);
+    *hi = (int)((long long)n_item * (i + 1) / n);
+}
+
+#endif

@@ -1,0 +1,113 @@
+/* The ranks of one stage and their collectives. Every rank calls the same collectives in the same
+ * order. Sums have the fixed shape of the canonical tree, so 1 to 8 ranks give the same bits.
+ *
+ * A transport is one const struct in one file and one row in sh_group_transports. */
+#ifndef SH_COMM_GROUP_H
+#define SH_COMM_GROUP_H
+
+#include <stddef.h>
+
+#include "base/cursor.h"
+#include "base/err.h"
+
+enum { SH_MAX_RANK = 8, SH_MAX_ROOT = 4 };
+
+/* Half-open. */
+typedef struct sh_range {
+    int lo, hi;
+} sh_range;
+
+static inline int sh_range_n(sh_range r)
+{
+    return r.hi - r.lo;
+}
+
+/** The canonical slices that rank r of n owns. */
+static inline sh_range sh_rank_slices(int r, int n)
+{
+    return (sh_range){8 * r / n, 8 * (r + 1) / n};
+}
+
+/** The fewest subtrees of the canonical tree that make up the slices [lo, hi), ascending, in root[];
+ *  returns how many (at most SH_MAX_ROOT). */
+int sh_tree_roots(sh_range slices, sh_range root[SH_MAX_ROOT]);
+
+typedef struct sh_group sh_group;
+
+typedef struct sh_group_options {
+    const char *scheme;  /* "shm"; NULL chooses: "self" for one rank */
+    int n_rank;          /* 1 to SH_MAX_RANK */
+    size_t part_floats;  /* the most floats of one root, or of one rank's gather */
+    size_t bcast_bytes;  /* the longest broadcast */
+    const void *blob;    /* what the other ranks need to know to open: given to them by join */
+    size_t n_blob;
+    int spin;            /* pauses before a waiting rank sleeps */
+} sh_group_options;
+
+typedef struct sh_group_ops {
+    const char *scheme;
+    sh_err (*open)(sh_group **out, const sh_group_options *opt); /* on rank 0; starts the others */
+    sh_err (*join)(sh_group **out, int rank, int fd);            /* on the others */
+    void (*close)(sh_group *g);
+    sh_err (*ready)(sh_group *g, sh_err mine);
+    float *(*part)(sh_group *g, int root);
+    sh_err (*sum)(sh_group *g, float *y, size_t n);
+    sh_err (*gather)(sh_group *g, float *y, size_t ldy, const sh_range *col, int n_row);
+    sh_err (*bcast)(sh_group *g, void *p, size_t cap, size_t *n);
+} sh_group_ops;
+
+/* What every transport's struct begins with. */
+struct sh_group {
+    const sh_group_ops *ops;
+    int rank, n_rank;
+    const void *blob; /* rank > 0: rank 0's */
+    size_t n_blob;
+};
+
+extern const sh_group_ops *const sh_group_transports[]; /* ends with NULL */
+extern const sh_group_ops sh_group_self, sh_group_shm;
+
+/** Rank 0: opens the group and starts the other ranks, which call sh_group_join. */
+sh_err sh_group_open(sh_group **out, const sh_group_options *opt);
+
+/** After loading, on every rank: `mine` is how it went there. On rank 0 waits for all and fails with
+ *  the first failing rank's sentence. */
+static inline sh_err sh_group_ready(sh_group *g, sh_err mine)
+{
+    return g->ops->ready(g, mine);
+}
+/** Where to write this rank's root number `root` (part_floats of room) before sh_group_sum. Changes
+ *  with every collective. */
+static inline float *sh_group_part(sh_group *g, int root)
+{
+    return g->ops->part(g, root);
+}
+/** y (n) = the tree sum of all ranks' roots, on every rank.
+ *  SH_EPEER: a rank was lost; the sentence says which. The group can then only be closed. */
+static inline sh_err sh_group_sum(sh_group *g, float *y, size_t n)
+{
+    return g->ops->sum(g, y, n);
+}
+/** Rank r has written the columns col[r] of n_row rows, packed (n_row, width), to part 0. On rank 0
+ *  all are put together in y (n_row, ldy). */
+static inline sh_err sh_group_gather(sh_group *g, float *y, size_t ldy, const sh_range *col, int n_row)
+{
+    return g->ops->gather(g, y, ldy, col, n_row);
+}
+/** Rank 0 sends *n bytes at p; the others receive them into p (room for cap) and set *n. */
+static inline sh_err sh_group_bcast(sh_group *g, void *p, size_t cap, size_t *n)
+{
+    return g->ops->bcast(g, p, cap, n);
+}
+/** Accepts NULL. Rank 0 ends the other ranks and frees what they shared. */
+static inline void sh_group_close(sh_group *g)
+{
+    if (g) g->ops->close(g);
+}
+
+/* For transports: y (n) = the tree sum over [0, 8), where part(arg, {lo, hi}) gives the n floats of a
+ * subtree that some rank has sent, or NULL. */
+enum { SH_SUM_BLOCK = 1024 };
+void sh_tree_sum(float *y, size_t n, const float *(*part)(void *arg, sh_range r), void *arg);
+
+#endif

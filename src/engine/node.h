@@ -1,0 +1,47 @@
+/* A stage at work: one node's ranks with their weights, KV caches and threads. The engine's starter and
+ * the worker of a secondary both drive one; the other ranks of its group follow. */
+#ifndef SH_ENGINE_NODE_H
+#define SH_ENGINE_NODE_H
+
+#include <stdbool.h>
+
+#include "comm/step.h"
+#include "model/family.h"
+#include "model/plan.h"
+
+typedef struct sh_node_options {
+    const char *path; /* of the model file */
+    int stage, n_stage;
+    sh_range layer;
+    int n_rank, n_thread; /* threads of each rank */
+    bool arith_bf16;
+    sh_dtype kv;
+    int n_ctx, n_slot, n_batch;
+    int cpu[64]; /* rank r's thread i is tied to cpu[r * n_thread + i], if there are enough */
+    int n_cpu;
+} sh_node_options;
+
+typedef struct sh_node sh_node;
+
+/** Opens the stage on rank 0 and starts the other ranks. */
+sh_err sh_node_open(sh_node **out, const sh_node_options *opt);
+void sh_node_close(sh_node *node);
+
+/** One step on all ranks: x (n_tok, n_embd) goes through the stage's layers in place, then, with
+ *  `logits`, (n, n_vocab) of the sequences that want them are computed (on the starter, which then has
+ *  all that it needs if it is the only stage). */
+sh_err sh_node_layers(sh_node *node, const sh_step *step, float *x, float *logits);
+
+/** The logits alone, from activations that have gone round the ring. */
+sh_err sh_node_head(sh_node *node, const sh_step *step, float *x, float *logits);
+
+/** On the starter: x (n, n_embd) = embeddings of n ids. */
+void sh_node_embed(const sh_node *node, float *x, const uint32_t *ids, int n);
+
+const sh_config *sh_node_config(const sh_node *node);
+size_t sh_node_weight_bytes(const sh_node *node);
+
+/** Rank > 0: serves rank 0 until the group ends. fd: what rank 0 shares. */
+sh_err sh_node_follow(int rank, int fd);
+
+#endif

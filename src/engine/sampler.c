@@ -1,0 +1,155 @@
+#include "engine/sampler.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cpu.h"
+#include "base/fmath.h"
+#include "base/mem.h"
+#include "base/rng.h"
+
+sh_err sh_sampler_open(sh_sampler *s, int n_vocab)
+{
+    *s = (sh_sampler){.n_vocab = n_vocab};
+    SH_TRY(sh_alloc(&s->cand, (size_t)n_vocab, sizeof *s->cand, "the sampler"));
+    SH_TRY(sh_alloc(&s->prob, (size_t)n_vocab, sizeof *s->prob, "the sampler"));
+    return sh_alloc(&s->seen, (size_t)n_vocab / 8 + 1, 1, "the sampler");
+}
+
+void sh_sampler_close(sh_sampler *s)
+{
+    free(s->cand);
+    free(s->prob);
+    free(s->seen);
+    *s = (sh_sampler){0};
+}
+
+sh_err sh_sampling_check(const shoal_sampling *p)
+{
+    if (!(p->temp >= 0 && p->temp < 1e6f))
+        return sh_fail(SH_EARG, "temperature %g: give 0 (greedy) or more", (double)p->temp);
+    if (p->top_k < 0) return sh_fail(SH_EARG, "top-k %d: give 1 or more, or 0 for all", p->top_k);
+    if (!(p->top_p > 0 && p->top_p <= 1))
+        return sh_fail(SH_EARG, "top-p %g: give more than 0, at most 1", (double)p->top_p);
+    if (!(p->min_p >= 0 && p->min_p <= 1))
+        return sh_fail(SH_EARG, "min-p %g: give 0 to 1", (double)p->min_p);
+    if (!(p->repeat_penalty > 0 && p->repeat_penalty < 1e6f))
+        return sh_fail(SH_EARG, "repeat penalty %g: give more than 0; 1 is none", (double)p->repeat_penalty);
+    return SH_OK;
+}
+
+static void penalise(sh_sampler *s, float *logits, const shoal_sampling *p, const uint32_t *history,
+                     size_t n)
+{
+    size_t lo = p->repeat_last_n < 0 || (size_t)p->repeat_last_n > n ? 0 : n - (size_t)p->repeat_last_n;
+    if (p->repeat_penalty == 1.0f) return;
+    for (size_t i = lo; i < n; i++) {
+        uint32_t id = history[i];
+        if (s->seen[id / 8] >> (id % 8) & 1) continue;
+        s->seen[id / 8] |= (uint8_t)(1u << (id % 8));
+        logits[id] = logits[id] > 0 ? logits[id] / p->repeat_penalty : logits[id] * p->repeat_penalty;
+    }
+    for (size_t i = lo; i < n; i++) s->seen[history[i] / 8] = 0;
+}
+
+static bool before(sh_candidate a, sh_candidate b)
+{
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+}
+
+static int compare(const void *a, const void *b)
+{
+    return before(*(const sh_candidate *)a, *(const sh_candidate *)b) ? -1 : 1;
+}
+
+/* The k best of n come first, in no order (Hoare's selection). */
+static void select_best(sh_candidate *c, int n, int k)
+{
+    int lo = 0, hi = n - 1;
+    while (lo < hi) {
+        sh_candidate pivot = c[lo + (hi - lo) / 2];
+        int i = lo, j = hi;
+        while (i <= j) {
+            while (before(c[i], pivot)) i++;
+            while (before(pivot, c[j])) j--;
+            if (i <= j) {
+                sh_candidate t = c[i];
+                c[i++] = c[j];
+                c[j--] = t;
+            }
+        }
+        if (k <= j)
+            hi = j;
+        else if (k >= i)
+            lo = i;
+        else
+            return;
+    }
+}
+
+/* prob[i] of the n sorted candidates at temperature temp, not normalised (the first is 1); returns the
+ * sum, in ascending order, in float64. */
+static double exponentials(sh_sampler *s, int n, float temp)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        s->prob[i] = sh_expf((s->cand[i].logit - s->cand[0].logit) / temp);
+        sum += (double)s->prob[i];
+    }
+    return sum;
+}
+
+static uint32_t draw(sh_sampler *s, int n, const shoal_sampling *p, int sample, size_t pos)
+{
+    uint32_t bits[4];
+    const uint32_t key[2] = {(uint32_t)p->seed, (uint32_t)(p->seed >> 32)};
+    const uint32_t counter[4] = {(uint32_t)pos, (uint32_t)((uint64_t)pos >> 32), (uint32_t)sample, 0};
+    sh_philox(bits, counter, key);
+    double u = (double)(((uint64_t)bits[0] << 32 | bits[1]) >> 11) / 9007199254740992.0; /* [0, 1) */
+    double target = u * exponentials(s, n, p->temp), sum = 0;
+    for (int i = 0; i < n; i++) {
+        sum += (double)s->prob[i];
+        if (sum > target) return s->cand[i].id;
+    }
+    return s->cand[n - 1].id;
+}
+
+static uint32_t sample_from(sh_sampler *s, const float *logits, const shoal_sampling *p, int sample,
+                            size_t pos)
+{
+    int n = s->n_vocab, k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
+    for (int i = 0; i < n; i++) s->cand[i] = (sh_candidate){logits[i], (uint32_t)i};
+    if (k < n) select_best(s->cand, n, k);
+    n = k;
+    qsort(s->cand, (size_t)n, sizeof *s->cand, compare);
+    if (p->top_p < 1) {
+        double sum = exponentials(s, n, 1.0f), have = 0;
+        int i = 0;
+        while (i < n && have < (double)p->top_p * sum) have += (double)s->prob[i++];
+        n = i > 0 ? i : 1;
+    }
+    if (p->min_p > 0) {
+        exponentials(s, n, 1.0f);
+        int i = 1;
+        while (i < n && s->prob[i] >= p->min_p) i++;
+        n = i;
+    }
+    return draw(s, n, p, sample, pos);
+}
+
+sh_err sh_sample(sh_sampler *s, uint32_t *token, float *logits, const shoal_sampling *p, int sample,
+                 size_t pos, const uint32_t *history, size_t n)
+{
+    uint32_t best = 0;
+    uint64_t state = sh_cpu_enter(); /* the same arithmetic as everywhere */
+    penalise(s, logits, p, history, n);
+    bool numbers = true;
+    for (int i = 0; i < s->n_vocab; i++) {
+        if (logits[i] > logits[best]) best = (uint32_t)i;
+        numbers &= logits[i] == logits[i] && logits[i] < INFINITY;
+    }
+    if (numbers) *token = p->temp > 0 ? sample_from(s, logits, p, sample, pos) : best;
+    sh_cpu_leave(state);
+    return numbers ? SH_OK : sh_fail(SH_EFILE, "the model's output is not a number: the file is damaged");
+}

@@ -1,0 +1,12 @@
+/* Portable C: every row of the table, and the specification that other instruction sets are tested
+ * against. */
+#include "kernels/c/c.h"
+
+static void overlay(sh_kernels *k)
+{
+    sh_matmul_c(k);
+    sh_vector_c(k);
+    sh_attention_c(k);
+}
+
+const sh_isa sh_isa_c = {.name = "c", .needs = 0, .overlay = overlay};

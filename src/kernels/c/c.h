@@ -1,0 +1,11 @@
+/* The parts of the C table. */
+#ifndef SH_KERNELS_C_C_H
+#define SH_KERNELS_C_C_H
+
+#include "kernels/kernels.h"
+
+void sh_matmul_c(sh_kernels *k);
+void sh_vector_c(sh_kernels *k);
+void sh_attention_c(sh_kernels *k);
+
+#endif

@@ -1,0 +1,159 @@
+/* Every inner loop of the program and its contract. c/ is the specification; an instruction set
+ * overlays the rows it improves, and must give the same bits (docs/numerics.md; the tests compare).
+ *
+ * All rows run with the floating point of sh_cpu_enter (flush-to-zero, round to nearest). Pointers to
+ * activations and weights are aligned to 64 bytes where a row says so, else to their element. */
+#ifndef SH_KERNELS_KERNELS_H
+#define SH_KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/dtype.h"
+#include "base/err.h"
+
+enum {
+    SH_LANES = 16,    /* outputs of a panel; also the partial sums of a reduction */
+    SH_RUN = 32,      /* k's of a quantised block and of a bf16 run */
+    SH_N_SLICE = 8,   /* canonical slices of a matrix that is cut by columns */
+    SH_PAGE = 64,     /* positions of a KV page */
+    SH_SPAN = 256,    /* positions of attention that are summed together */
+};
+
+/* How activations are written for a matrix product. */
+typedef enum sh_form {
+    SH_FORM_F32,  /* kp floats */
+    SH_FORM_BF16, /* kp bf16 */
+    SH_FORM_I8,   /* int8 q[kp]; then kp/32 float scales; then kp/32 int32 sums of the block's q */
+    SH_N_FORM
+} sh_form;
+
+/* Where the k's of a matrix lie: n_slice slices of real k's [k[s], k[s+1]), each padded with zeros to a
+ * multiple of SH_RUN in packed weights and in activations: [kp[s], kp[s+1]). A matrix that is not cut
+ * by columns has one slice. Slices may be empty. */
+typedef struct sh_kdim {
+    int n_slice;
+    int k[SH_N_SLICE + 1], kp[SH_N_SLICE + 1];
+} sh_kdim;
+
+/** One slice of n k's. */
+sh_kdim sh_kdim_whole(int n);
+/** The slices with the given bounds (n_slice + 1 of them, ascending), renumbered to begin at 0. */
+sh_kdim sh_kdim_slices(const int *bound, int n_slice);
+/** Bytes of one token's activations in that form, a multiple of 64. */
+size_t sh_form_bytes(sh_form form, const sh_kdim *kd);
+
+/* Packed weights: rows of outputs in panels of SH_LANES (the last one filled up with zeros).
+ *   f32, f16  a panel is [kp][16]
+ *   bf16      [kp/2][16][2]: pairs of k's, as the matrix unit takes them
+ *   q8_0      [kp/32] blocks of [8][16][4] uint8 = q + 128, then [kp/32][16] f16 scales
+ *   q4_0      [kp/32] blocks of [4][16][4] uint8: k = 4g+i in the low nibble (0..15, worth n - 8),
+ *             k = 16+4g+i in the high one, then [kp/32][16] f16 scales
+ * Panels begin at multiples of 64 bytes. */
+typedef struct sh_mat {
+    sh_dtype dtype;
+    int rows, n_panel;
+    sh_kdim kd;
+    size_t panel_bytes;
+    uint8_t *data; /* n_panel * panel_bytes */
+} sh_mat;
+
+/** Fills in all of m but data. */
+void sh_mat_layout(sh_mat *m, sh_dtype dtype, int rows, const sh_kdim *kd);
+/** Packs panels [lo, hi). `row(arg, r)` gives the bytes of row r of this rank's share at its first k;
+ *  the k's of all slices are consecutive there, beginning at a block boundary. Rows past m->rows are
+ *  not asked for. */
+void sh_mat_pack(const sh_mat *m, int lo, int hi, const uint8_t *(*row)(const void *arg, int r),
+                 const void *arg);
+
+/* y (n_tok, ldy): y[t][o] for the outputs o of panels [panel_lo, panel_hi) that are below w->rows:
+ * the tree sum over slices [slice_lo, slice_hi) of the slice's products with x. slice_lo..slice_hi is
+ * one slice or an aligned subtree of the canonical tree (1, 2, 4 or 8 slices).
+ * x (n_tok, ldx bytes) in the row's form, aligned to 64. Within a slice, k ascending:
+ *   F32   acc = fma(w, x, acc), from 0
+ *   BF16  per run of 32: even = fma chain over k = 0, 2, ..; odd over 1, 3, ..; from 0; acc += even + odd
+ *         quantised weights become bf16(scale * q) first
+ *   I8    per block: dot = sum of q's, exact; acc = fma((float)dot, scale_w * scale_x, acc) */
+typedef void sh_matmul_fn(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
+                          int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok);
+
+typedef struct sh_kernels {
+    sh_matmul_fn *matmul[SH_N_DTYPE][SH_N_FORM]; /* NULL where a type has no such arithmetic */
+
+    /* Writes one token's activations x (kd->k[n_slice]) in that form; zeros between slices.
+     *   I8: per block, amax = max |x|; scale = amax / 127; q = x * (127 / amax) rounded to even;
+     *       all 0 if amax < 1e-30; scale NaN and q 0 if some x is infinite or NaN. */
+    void (*prepare[SH_N_FORM])(void *y, const float *x, const sh_kdim *kd);
+
+    /* y[i] = g[i] * (x[i] * (1 / sqrt(mean(x^2) + eps))); x, g, y (n); y may be x. The mean: lane i%16
+     * sums x[i]^2 by fma, ascending; lanes are added in halves (8, 4, 2, 1).
+     * Source: Zhang & Sennrich 2019, arXiv:1910.07467, section 4. */
+    void (*rmsnorm)(float *y, const float *x, const float *g, int n, float eps);
+
+    /* y[i] = y[i] + x[i] */
+    void (*add)(float *y, const float *x, size_t n);
+
+    /* g[i] = silu(g[i]) * u[i], silu(x) = x / (1 + e^-x).  Shazeer 2020, arXiv:2002.05202. */
+    void (*silu_mul)(float *g, const float *u, size_t n);
+
+    /* Rotates pairs (x[2i], x[2i+1]) of each of n_head heads by the angle whose cosine and sine are
+     * c[i], s[i], i < n_rot/2: (fma(x0, c, -(x1 s)), fma(x0, s, x1 c)). x (n_head, head_dim).
+     * Source: Su et al. 2021, arXiv:2104.09864. */
+    void (*rope)(float *x, const float *c, const float *s, int n_head, int head_dim, int n_rot);
+
+    /* KV cache of one head and page, element type f32, f16 or bf16:
+     *   K is [SH_PAGE/16][head_dim][16], V is [SH_PAGE][head_dim].
+     * kv_put stores k and v (head_dim) at position `at` of the page. */
+    void (*kv_put[SH_N_DTYPE])(void *kpage, void *vpage, const float *k, const float *v, int at,
+                               int head_dim);
+    /* s[h][j] = scale * (fma chain over d ascending of q[h][d] * k[j][d]), h < n_q, j < n_pos <= SH_PAGE.
+     * s (n_q, lds) may be written up to j = n_pos rounded up to 16. */
+    void (*attn_scores[SH_N_DTYPE])(float *s, size_t lds, const float *q, size_t ldq, int n_q,
+                                    const void *kpage, int n_pos, int head_dim, float scale);
+    /* o[h][d] = fma chain over j ascending of p[h][j] * v[j][d], from o[h][d]. */
+    void (*attn_values[SH_N_DTYPE])(float *o, size_t ldo, const float *p, size_t ldp, int n_q,
+                                    const void *vpage, int n_pos, int head_dim);
+    /* m = max of s; s[j] = e^(s[j] - m); returns m, and in *sum the sum: lane j%16, then halves. */
+    float (*softmax_part)(float *s, int n, float *sum);
+    /* Puts the part (o2, m2, l2) after (o, *m, *l): n = max(m, m2), a = e^(m-n), b = e^(m2-n),
+     * l = fma(l, a, l2 b), o = fma(o, a, o2 b). */
+    void (*softmax_merge)(float *o, float *m, float *l, const float *o2, float m2, float l2, int n);
+} sh_kernels;
+
+typedef struct sh_isa {
+    const char *name;
+    unsigned needs; /* SH_CPU_ bits */
+    void (*overlay)(sh_kernels *k);
+} sh_isa;
+
+extern const sh_isa *const sh_isas[]; /* from the plainest to the best; ends with NULL */
+extern const sh_isa sh_isa_c;
+
+/** Fills the table: C first, then every instruction set of the list that the machine allows, up to
+ *  `upto` (NULL: $SHOAL_CPU, or all). SH_EARG: no such name; lists them. */
+sh_err sh_kernels_init(sh_kernels *k, const char *upto);
+
+/** The form that a weight type takes for one arithmetic of prompts; sampled tokens take
+ *  sh_form_of(t, false). */
+static inline sh_form sh_form_of(sh_dtype t, bool bf16)
+{
+    switch (t) {
+    case SH_BF16: return SH_FORM_BF16;
+    case SH_Q8_0:
+    case SH_Q4_0: return bf16 ? SH_FORM_BF16 : SH_FORM_I8;
+    default: return SH_FORM_F32;
+    }
+}
+
+/* Parts that every instruction set shares. */
+
+/** Adds 16 lanes in halves: 8, 4, 2, 1. */
+static inline float sh_sum_lanes(float *a)
+{
+    for (int h = SH_LANES / 2; h; h /= 2)
+        for (int i = 0; i < h; i++) a[i] += a[i + h];
+    return a[0];
+}
+
+#endif

@@ -1,0 +1,134 @@
+/* The list of families, and the checking of a file against its family's rows. */
+#include "model/family.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const sh_family *const sh_families[] = {&sh_family_llama, NULL};
+
+static sh_err find_family(const sh_family **out, const sh_model_file *m)
+{
+    sh_str arch;
+    char known[256] = "";
+    SH_TRY(sh_meta_need_str(m, "general.architecture", &arch));
+    for (int i = 0; sh_families[i]; i++) {
+        const char *name = sh_families[i]->name;
+        if (strlen(name) == arch.n && memcmp(name, arch.p, arch.n) == 0) {
+            *out = sh_families[i];
+            return SH_OK;
+        }
+        size_t n = strlen(known);
+        snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", name);
+    }
+    int n = 0; /* only what can be shown */
+    while (n < 64 && (size_t)n < arch.n && arch.p[n] > ' ' && arch.p[n] < 127) n++;
+    return sh_fail(SH_EFILE, "%s: family '%.*s' is not known; the known ones are: %s", m->file.path, n,
+                   arch.p, known);
+}
+
+static void row_name(char *out, size_t cap, const char *pattern, int layer)
+{
+    const char *d = strstr(pattern, "%d");
+    if (!d)
+        snprintf(out, cap, "%s", pattern);
+    else
+        snprintf(out, cap, "%.*s%d%s", (int)(d - pattern), pattern, layer, d + 2);
+}
+
+const sh_tensor *sh_family_tensor(const sh_model_file *m, const sh_tensor_row *row, int layer)
+{
+    char name[128];
+    row_name(name, sizeof name, row->gguf, layer);
+    const sh_tensor *t = sh_model_file_tensor(m, name);
+    return t || !row->instead ? t : sh_model_file_tensor(m, row->instead);
+}
+
+const sh_tensor_row *sh_family_row(const sh_config *c, const char *name, int *layer)
+{
+    char want[128];
+    *layer = -1;
+    for (const sh_tensor_row *r = c->family->ends; r->gguf; r++)
+        if (strcmp(r->gguf, name) == 0) return r;
+    for (const sh_tensor_row *r = c->family->layer; r->gguf; r++) {
+        size_t n = (size_t)(strstr(r->gguf, "%d") - r->gguf);
+        if (strncmp(r->gguf, name, n) != 0) continue;
+        long l = strtol(name + n, NULL, 10);
+        if (l < 0 || l >= c->n_layer) continue;
+        row_name(want, sizeof want, r->gguf, (int)l);
+        if (strcmp(want, name) != 0) continue;
+        *layer = (int)l;
+        return r;
+    }
+    return NULL;
+}
+
+static sh_err check_row(const sh_config *c, const sh_model_file *m, const sh_tensor_row *r, int layer)
+{
+    char name[128];
+    row_name(name, sizeof name, r->gguf, layer);
+    const sh_tensor *t = sh_family_tensor(m, r, layer);
+    if (!t && r->optional) return SH_OK;
+    if (!t) return sh_fail(SH_EFILE, "%s: tensor %s is missing", m->file.path, name);
+    bool vec = r->cols == SH_DIM_ONE;
+    int64_t rows = c->dim[r->rows], cols = c->dim[r->cols];
+    bool ok = vec ? t->n_dim == 1 && t->dim[0] == rows
+                  : t->n_dim == 2 && t->dim[0] == cols && t->dim[1] == rows;
+    if (!ok)
+        return sh_fail(SH_EFILE, "%s: tensor %s has shape (%" PRId64 ", %" PRId64 "); the model's sizes "
+                       "ask for (%" PRId64 ", %" PRId64 ")",
+                       m->file.path, name, t->dim[1], t->dim[0], vec ? 1 : rows, vec ? rows : cols);
+    if (vec && sh_dtypes[t->dtype].block != 1)
+        return sh_fail(SH_EFILE, "%s: tensor %s is a vector in %s; vectors are f32, f16 or bf16",
+                       m->file.path, name, sh_dtypes[t->dtype].name);
+    return SH_OK;
+}
+
+sh_err sh_config_read(sh_config *c, const sh_model_file *m)
+{
+    *c = (sh_config){.rope_base = 10000, .rope_linear = 1};
+    SH_TRY(find_family(&c->family, m));
+    const sh_tensor *embd = sh_model_file_tensor(m, "token_embd.weight");
+    if (!embd) {
+        return sh_fail(SH_EFILE, "%s: tensor token_embd.weight is missing: %s", m->file.path,
+                       m->n_tensor ? "not a whole model" : "the file holds a vocabulary, not a model");
+    }
+    if (embd->dim[1] > 1 << 24)
+        return sh_fail(SH_EFILE, "%s: a vocabulary of %" PRId64 " tokens; at most %d", m->file.path,
+                       embd->dim[1], 1 << 24);
+    SH_TRY(c->family->configure(c, m));
+    c->dim[SH_DIM_ONE] = 1;
+    c->dim[SH_DIM_VOCAB] = (int)embd->dim[1];
+    c->dim[SH_DIM_Q] = c->n_head * c->head_dim;
+    c->dim[SH_DIM_KV] = c->n_kv_head * c->head_dim;
+    c->dim[SH_DIM_ROT] = c->n_rot / 2;
+    for (const sh_tensor_row *r = c->family->ends; r->gguf; r++) SH_TRY(check_row(c, m, r, -1));
+    for (int l = 0; l < c->n_layer; l++)
+        for (const sh_tensor_row *r = c->family->layer; r->gguf; r++) SH_TRY(check_row(c, m, r, l));
+    for (size_t i = 0; i < m->n_tensor; i++) {
+        int layer;
+        if (!sh_family_row(c, m->tensor[i].name, &layer))
+            return sh_fail(SH_EFILE, "%s: tensor %.100s has no place in family %s", m->file.path,
+                           m->tensor[i].name, c->family->name);
+    }
+    return SH_OK;
+}
+
+const char *sh_split_name(sh_split s)
+{
+    static const char *const name[] = {"whole", "by row", "by column", "lookup"};
+    return name[s];
+}
+
+int sh_config_block(const sh_config *c, const sh_model_file *m, sh_dim cols)
+{
+    int block = 1;
+    for (int l = 0; l < c->n_layer; l++)
+        for (const sh_tensor_row *r = c->family->layer; r->gguf; r++) {
+            if (r->split != SH_BY_COL || r->cols != cols) continue;
+            const sh_tensor *t = sh_family_tensor(m, r, l);
+            if (t && sh_dtypes[t->dtype].block > block) block = sh_dtypes[t->dtype].block;
+        }
+    return block;
+}

@@ -1,0 +1,425 @@
+/* The layers come first, on one page: sh_forward_layers. What they call stands below them in the order
+ * of use, except that C wants helpers before their users: so read from the bottom up. */
+#include "model/forward.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fmath.h"
+#include "base/mem.h"
+
+static int n_of(const sh_forward *f, sh_dim d)
+{
+    return sh_range_n(f->plan->local[d]);
+}
+
+/* ---- norm and products ---- */
+
+typedef struct norm_job {
+    const sh_forward *f;
+    float *y;
+    const float *x, *g;
+    int n_tok;
+} norm_job;
+
+static void norm_share(void *arg, int thread, int n_thread)
+{
+    const norm_job *j = arg;
+    int lo, hi, n = j->f->config->dim[SH_DIM_EMBD];
+    sh_share(j->n_tok, thread, n_thread, &lo, &hi);
+    for (int t = lo; t < hi; t++)
+        j->f->k->rmsnorm(j->y + (size_t)t * n, j->x + (size_t)t * n, j->g, n, j->f->config->norm_eps);
+}
+
+/* y (n_tok, n_embd) = norm of x */
+static void norm(sh_forward *f, float *y, const float *x, const sh_weight *g, int n_tok)
+{
+    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g->vec, n_tok});
+}
+
+typedef struct prepare_job {
+    const sh_forward *f;
+    sh_form form;
+    const float *x;
+    const sh_kdim *kd;
+    int lo, hi; /* tokens */
+} prepare_job;
+
+static void prepare_share(void *arg, int thread, int n_thread)
+{
+    const prepare_job *j = arg;
+    const sh_forward *f = j->f;
+    int lo, hi, n = j->kd->k[j->kd->n_slice];
+    size_t stride = sh_form_bytes(j->form, j->kd);
+    sh_share(j->hi - j->lo, thread, n_thread, &lo, &hi);
+    for (int t = j->lo + lo; t < j->lo + hi; t++)
+        f->k->prepare[j->form]((char *)f->act[j->form] + (size_t)t * stride, j->x + (size_t)t * n, j->kd);
+}
+
+/* One matrix of a group that is multiplied by the same x. */
+typedef struct product {
+    const sh_weight *w;
+    float *y;
+    size_t ldy;
+} product;
+
+typedef struct matmul_job {
+    const sh_forward *f;
+    const product *p;
+    int n_product, n_panel; /* panels of all of them */
+    sh_range slice;
+    int n_sampled, n_tok;
+} matmul_job;
+
+/* The panels [lo, hi) of one matrix, for tokens [t0, t1), which all have the same arithmetic. */
+static void matmul_tokens(const matmul_job *j, const product *p, int lo, int hi, int t0, int t1, bool bf16)
+{
+    const sh_forward *f = j->f;
+    const sh_mat *m = &p->w->mat;
+    sh_form form = sh_form_of(m->dtype, bf16);
+    size_t ldx = sh_form_bytes(form, &m->kd);
+    if (t0 < t1 && lo < hi)
+        f->k->matmul[m->dtype][form](p->y + (size_t)t0 * p->ldy, p->ldy, m, lo, hi, j->slice.lo, j->slice.hi,
+                                     (const char *)f->act[form] + (size_t)t0 * ldx, ldx, t1 - t0);
+}
+
+static void matmul_share(void *arg, int thread, int n_thread)
+{
+    const matmul_job *j = arg;
+    int lo, hi, at = 0;
+    sh_share(j->n_panel, thread, n_thread, &lo, &hi);
+    for (int i = 0; i < j->n_product; i++) {
+        int n = j->p[i].w->mat.n_panel, a = lo > at ? lo - at : 0, b = hi - at < n ? hi - at : n;
+        sh_dtype t = j->p[i].w->mat.dtype;
+        if (sh_form_of(t, true) == sh_form_of(t, false) || !j->f->arith_bf16) {
+            matmul_tokens(j, &j->p[i], a, b, 0, j->n_tok, false);
+        } else {
+            matmul_tokens(j, &j->p[i], a, b, 0, j->n_sampled, false);
+            matmul_tokens(j, &j->p[i], a, b, j->n_sampled, j->n_tok, true);
+        }
+        at += n;
+    }
+}
+
+/* p[i].y (n_tok, ldy) = x (n_tok, k) times each matrix, all of which have the same k's; the tree sum of
+ * the slices [slice.lo, slice.hi). The first n_sampled tokens are sampled ones. `fresh`: x is not yet
+ * prepared. */
+static void matmul(sh_forward *f, const product *p, int n_product, const float *x, sh_range slice,
+                   int n_sampled, int n_tok, bool fresh)
+{
+    matmul_job j = {f, p, n_product, 0, slice, n_sampled, n_tok};
+    unsigned done = fresh ? 0 : ~0u;
+    for (int i = 0; i < n_product; i++) {
+        const sh_mat *m = &p[i].w->mat;
+        sh_form form[2] = {sh_form_of(m->dtype, false), sh_form_of(m->dtype, f->arith_bf16)};
+        int bound[3] = {0, n_sampled, n_tok};
+        for (int part = 0; part < 2; part++) {
+            unsigned bit = 1u << (form[part] * 2 + part);
+            if ((done & bit) || bound[part] == bound[part + 1]) continue;
+            done |= bit;
+            prepare_job pj = {f, form[part], x, &m->kd, bound[part], bound[part + 1]};
+            sh_pool_run(f->pool, prepare_share, &pj);
+        }
+        j.n_panel += m->n_panel;
+    }
+    if (j.n_panel > 0) sh_pool_run(f->pool, matmul_share, &j);
+}
+
+/* y (n_tok, n_embd) = x (n_tok, k local) times a matrix cut by columns, summed over slices and ranks. */
+static sh_err matmul_sum(sh_forward *f, float *y, const sh_weight *w, const float *x)
+{
+    size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD];
+    for (int i = 0; i < f->plan->n_root; i++) {
+        product p = {w, sh_group_part(f->group, i), n_embd};
+        matmul(f, &p, 1, x, f->plan->root[i], f->n_sampled, f->n_tok, i == 0);
+    }
+    return sh_group_sum(f->group, y, (size_t)f->n_tok * n_embd);
+}
+
+/* ---- attention ---- */
+
+typedef struct layer_job {
+    sh_forward *f;
+    int layer; /* of this stage */
+    float *x;  /* (n_tok, n_embd) */
+} layer_job;
+
+/* Rotates q and k of some tokens and puts k and v into the cache. */
+static void store_share(void *arg, int thread, int n_thread)
+{
+    const layer_job *j = arg;
+    const sh_forward *f = j->f;
+    int lo, hi, head_dim = f->config->head_dim, n_rot = f->config->n_rot;
+    int n_q = n_of(f, SH_DIM_Q), n_kv = n_of(f, SH_DIM_KV);
+    sh_share(f->n_tok, thread, n_thread, &lo, &hi);
+    for (int t = lo; t < hi; t++) {
+        const float *c = f->cos + (size_t)t * (n_rot / 2), *s = f->sin + (size_t)t * (n_rot / 2);
+        float *k = f->kk + (size_t)t * n_kv, *v = f->v + (size_t)t * n_kv;
+        f->k->rope(f->q + (size_t)t * n_q, c, s, n_q / head_dim, head_dim, n_rot);
+        f->k->rope(k, c, s, n_kv / head_dim, head_dim, n_rot);
+        int slot = f->tok_slot[t], pos = f->tok_pos[t];
+        for (int h = 0; h < n_kv / head_dim; h++)
+            f->k->kv_put[f->kv->dtype](sh_kv_k(f->kv, slot, pos / SH_PAGE, j->layer, h),
+                                       sh_kv_v(f->kv, slot, pos / SH_PAGE, j->layer, h), k + h * head_dim,
+                                       v + h * head_dim, pos % SH_PAGE, head_dim);
+    }
+}
+
+/* The heads q (n_q, head_dim) of one token that share KV head `kv_head`; out: the same shape. Spans of
+ * SH_SPAN positions, at multiples of it, are summed each by itself and merged in ascending order. */
+static void attend(const sh_forward *f, float *out, const float *q, int n_q, int layer, int kv_head,
+                   int slot, int pos, float *scratch)
+{
+    int head_dim = f->config->head_dim, n_pos = pos + 1;
+    float scale = 1.0f / sqrtf((float)head_dim), m[64], l[64];
+    float *s = scratch, *o2 = scratch + (size_t)n_q * SH_SPAN; /* (n_q, SH_SPAN), (n_q, head_dim) */
+    for (int at = 0; at < n_pos; at += SH_SPAN) {
+        int end = n_pos - at < SH_SPAN ? n_pos - at : SH_SPAN;
+        float *o = at == 0 ? out : o2, m2[64], l2[64];
+        memset(o, 0, (size_t)n_q * (size_t)head_dim * sizeof *o);
+        for (int i = 0; i < end; i += SH_PAGE)
+            f->k->attn_scores[f->kv->dtype](s + i, SH_SPAN, q, (size_t)head_dim, n_q,
+                                            sh_kv_k(f->kv, slot, (at + i) / SH_PAGE, layer, kv_head),
+                                            end - i < SH_PAGE ? end - i : SH_PAGE, head_dim, scale);
+        for (int h = 0; h < n_q; h++) m2[h] = f->k->softmax_part(s + (size_t)h * SH_SPAN, end, &l2[h]);
+        for (int i = 0; i < end; i += SH_PAGE)
+            f->k->attn_values[f->kv->dtype](o, (size_t)head_dim, s + i, SH_SPAN, n_q,
+                                            sh_kv_v(f->kv, slot, (at + i) / SH_PAGE, layer, kv_head),
+                                            end - i < SH_PAGE ? end - i : SH_PAGE, head_dim);
+        for (int h = 0; h < n_q; h++) {
+            if (at == 0)
+                m[h] = m2[h], l[h] = l2[h];
+            else
+                f->k->softmax_merge(out + (size_t)h * head_dim, &m[h], &l[h], o2 + (size_t)h * head_dim,
+                                    m2[h], l2[h], head_dim);
+        }
+    }
+    for (int h = 0; h < n_q; h++)
+        for (int d = 0; d < head_dim; d++) out[h * head_dim + d] /= l[h];
+}
+
+/* Work is shared out by (token, KV head). At most 64 heads at once look at a KV head. */
+static void attend_share(void *arg, int thread, int n_thread)
+{
+    const layer_job *j = arg;
+    const sh_forward *f = j->f;
+    int head_dim = f->config->head_dim, group = f->config->n_head / f->config->n_kv_head;
+    int n_kv = n_of(f, SH_DIM_KV) / head_dim, n_q = n_of(f, SH_DIM_Q) / head_dim, lo, hi;
+    int q_lo = f->plan->local[SH_DIM_Q].lo / head_dim, kv_lo = f->plan->local[SH_DIM_KV].lo / head_dim;
+    int at_once = group < 64 ? group : 64;
+    float *scratch = f->span + (size_t)thread * (size_t)at_once * (size_t)(SH_SPAN + head_dim);
+    sh_share(f->n_tok * n_kv, thread, n_thread, &lo, &hi);
+    for (int i = lo; i < hi; i++) {
+        int t = i / n_kv, kv = i % n_kv;
+        /* its heads among this rank's */
+        int a = (kv_lo + kv) * group - q_lo, b = a + group;
+        if (a < 0) a = 0;
+        if (b > n_q) b = n_q;
+        for (int n; a < b; a += n) {
+            n = b - a < at_once ? b - a : at_once;
+            size_t off = ((size_t)t * (size_t)n_q + (size_t)a) * (size_t)head_dim;
+            attend(f, f->ao + off, f->q + off, n, j->layer, kv, f->tok_slot[t], f->tok_pos[t], scratch);
+        }
+    }
+}
+
+/* ---- feed forward and residual ---- */
+
+static void silu_share(void *arg, int thread, int n_thread)
+{
+    const sh_forward *f = arg;
+    int n = n_of(f, SH_DIM_FF), lo, hi;
+    sh_share(f->n_tok, thread, n_thread, &lo, &hi);
+    if (f->n_tok < n_thread) { /* few tokens: share out the values of each */
+        sh_share(n * f->n_tok, thread, n_thread, &lo, &hi);
+        f->k->silu_mul(f->gate + lo, f->up + lo, (size_t)(hi - lo));
+        return;
+    }
+    f->k->silu_mul(f->gate + (size_t)lo * n, f->up + (size_t)lo * n, (size_t)(hi - lo) * (size_t)n);
+}
+
+/* x += y, (n_tok, n_embd) */
+static void add_residual(sh_forward *f, float *x)
+{
+    f->k->add(x, f->y, (size_t)f->n_tok * (size_t)f->config->dim[SH_DIM_EMBD]);
+}
+
+static sh_err layer(sh_forward *f, int l, float *x)
+{
+    const sh_layer *w = &f->w->layer[l];
+    layer_job job = {f, l, x};
+    size_t n_q = (size_t)n_of(f, SH_DIM_Q), n_kv = (size_t)n_of(f, SH_DIM_KV);
+    size_t n_ff = (size_t)n_of(f, SH_DIM_FF);
+    product qkv[] = {{&w->wq, f->q, n_q}, {&w->wk, f->kk, n_kv}, {&w->wv, f->v, n_kv}};
+    product gate_up[] = {{&w->gate, f->gate, n_ff}, {&w->up, f->up, n_ff}};
+    const sh_range whole = {0, 1};
+
+    norm(f, f->xn, x, &w->attn_norm, f->n_tok);
+    matmul(f, qkv, 3, f->xn, whole, f->n_sampled, f->n_tok, true);
+    sh_pool_run(f->pool, store_share, &job);
+    sh_pool_run(f->pool, attend_share, &job);
+    SH_TRY(matmul_sum(f, f->y, &w->wo, f->ao));
+    add_residual(f, x);
+
+    norm(f, f->xn, x, &w->ffn_norm, f->n_tok);
+    matmul(f, gate_up, 2, f->xn, whole, f->n_sampled, f->n_tok, true);
+    sh_pool_run(f->pool, silu_share, f);
+    SH_TRY(matmul_sum(f, f->y, &w->down, f->gate));
+    add_residual(f, x);
+    return SH_OK;
+}
+
+/* Notes each token's slot and position, and the rotations that go with the position. */
+static sh_err begin_step(sh_forward *f, const sh_step *step)
+{
+    int t = 0, half = f->config->n_rot / 2;
+    if (step->n_tok > (uint32_t)f->n_batch)
+        return sh_fail(SH_EPEER, "a step of %u tokens; at most %d were agreed", step->n_tok, f->n_batch);
+    f->n_sampled = 0;
+    for (uint32_t i = 0; i < step->n_seq; i++) {
+        const sh_step_seq *q = &step->seq[i];
+        if (!q->prompt && f->n_sampled != t)
+            return sh_fail(SH_EPEER, "a step has a sampled sequence after a prompt");
+        for (uint32_t n = 0; n < q->n_tok; n++, t++) {
+            f->tok_slot[t] = (int)q->slot;
+            f->tok_pos[t] = (int)(q->pos + n);
+            for (int r = 0; r < half; r++) {
+                double s, c;
+                sh_sincos(f->tok_pos[t] * f->freq[r], &s, &c);
+                f->sin[(size_t)t * half + r] = (float)s;
+                f->cos[(size_t)t * half + r] = (float)c;
+            }
+        }
+        if (!q->prompt) f->n_sampled = t;
+    }
+    f->n_tok = t;
+    return SH_OK;
+}
+
+sh_err sh_forward_layers(sh_forward *f, const sh_step *step, float *x)
+{
+    SH_TRY(begin_step(f, step));
+    SH_TRY(sh_kv_apply(f->kv, step));
+    for (int l = 0; f->n_tok > 0 && l < sh_range_n(f->plan->layer); l++) SH_TRY(layer(f, l, x));
+    return SH_OK;
+}
+
+sh_err sh_forward_head(sh_forward *f, const sh_step *step, const float *x, float *logits)
+{
+    size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD], t = 0;
+    int n = 0, n_sampled = 0;
+    for (uint32_t i = 0; i < step->n_seq; t += step->seq[i++].n_tok) {
+        if (!step->seq[i].logits) continue;
+        memcpy(f->xn + (size_t)n * n_embd, x + (t + step->seq[i].n_tok - 1) * n_embd, n_embd * sizeof *x);
+        n_sampled += !step->seq[i].prompt;
+        n++;
+    }
+    if (n == 0) return SH_OK;
+    norm(f, f->y, f->xn, &f->w->ends.out_norm, n);
+    product p = {&f->w->ends.head, sh_group_part(f->group, 0), (size_t)n_of(f, SH_DIM_VOCAB)};
+    matmul(f, &p, 1, f->y, (sh_range){0, 1}, n_sampled, n, true);
+    return sh_group_gather(f->group, logits, (size_t)f->config->dim[SH_DIM_VOCAB], f->vocab, n);
+}
+
+void sh_forward_embed(const sh_forward *f, float *x, const uint32_t *ids, int n)
+{
+    const sh_tensor *t = f->w->ends.embd.src;
+    size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD], row_bytes = sh_dtype_bytes(t->dtype, n_embd);
+    for (int i = 0; i < n; i++)
+        sh_dtypes[t->dtype].to_f32(x + (size_t)i * n_embd, t->data + (size_t)ids[i] * row_bytes, n_embd);
+}
+
+/* ---- opening ---- */
+
+size_t sh_forward_part_floats(const sh_config *c, int n_rank, int n_batch, int n_slot)
+{
+    size_t sum = (size_t)n_batch * (size_t)c->dim[SH_DIM_EMBD], most = 0;
+    for (int r = 0; r < n_rank; r++) {
+        size_t width = (size_t)sh_range_n(sh_plan_vocab(c, r, n_rank));
+        if (width > most) most = width;
+    }
+    most *= (size_t)n_slot;
+    return most > sum ? most : sum;
+}
+
+/* The longest a token's activations can be in each form, over this rank's matrices. */
+static void measure_forms(sh_forward *f)
+{
+    const sh_plan *p = f->plan;
+    int n_slice = sh_range_n(p->slice);
+    sh_kdim kd[3] = {sh_kdim_whole(f->config->dim[SH_DIM_EMBD]),
+                     sh_kdim_slices(p->q_bound + p->slice.lo, n_slice),
+                     sh_kdim_slices(p->ff_bound + p->slice.lo, n_slice)};
+    for (int form = 0; form < SH_N_FORM; form++)
+        for (int i = 0; i < 3; i++) {
+            size_t n = sh_form_bytes((sh_form)form, &kd[i]);
+            if (n > f->act_bytes[form]) f->act_bytes[form] = n;
+        }
+}
+
+sh_err sh_forward_open(sh_forward *f)
+{
+    const sh_config *c = f->config;
+    sh_err err;
+    size_t n = (size_t)f->n_batch, n_embd = (size_t)c->dim[SH_DIM_EMBD], n_row = n;
+    size_t half = (size_t)c->n_rot / 2, group = (size_t)(c->n_head / c->n_kv_head);
+    if ((size_t)f->n_slot > n_row) n_row = (size_t)f->n_slot;
+    struct {
+        float **p;
+        size_t n;
+    } want[] = {
+        {&f->xn, n_row * n_embd},
+        {&f->q, n * (size_t)n_of(f, SH_DIM_Q)},
+        {&f->kk, n * (size_t)n_of(f, SH_DIM_KV)},
+        {&f->v, n * (size_t)n_of(f, SH_DIM_KV)},
+        {&f->ao, n * (size_t)n_of(f, SH_DIM_Q)},
+        {&f->gate, n * (size_t)n_of(f, SH_DIM_FF)},
+        {&f->up, n * (size_t)n_of(f, SH_DIM_FF)},
+        {&f->y, n_row * n_embd},
+        {&f->cos, n * half},
+        {&f->sin, n * half},
+        {&f->span, (size_t)sh_pool_n_thread(f->pool) * (group < 64 ? group : 64) *
+                       (size_t)(SH_SPAN + c->head_dim)},
+    };
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++)
+        SH_GOTO(sh_alloc(want[i].p, want[i].n, sizeof(float), "the activations"));
+    measure_forms(f);
+    for (int form = 0; form < SH_N_FORM; form++)
+        SH_GOTO(sh_alloc(&f->act[form], n_row, f->act_bytes[form], "the activations"));
+    SH_GOTO(sh_alloc(&f->tok_slot, n, sizeof(int), "the step"));
+    SH_GOTO(sh_alloc(&f->tok_pos, n, sizeof(int), "the step"));
+    SH_GOTO(sh_alloc(&f->freq, half, sizeof *f->freq, "the rotations"));
+    SH_GOTO(sh_alloc(&f->vocab, (size_t)f->plan->n_rank, sizeof *f->vocab, "the plan"));
+    for (int r = 0; r < f->plan->n_rank; r++) f->vocab[r] = sh_plan_vocab(c, r, f->plan->n_rank);
+    const float *factor = f->w->ends.rope_freqs.vec;
+    for (size_t i = 0; i < half; i++) {
+        f->freq[i] = sh_exp(-2.0 * (double)i / c->n_rot * sh_ln(c->rope_base)) / c->rope_linear;
+        if (factor) f->freq[i] /= (double)factor[i];
+        if (!(f->freq[i] > 0 && f->freq[i] < 1e6)) {
+            err = sh_fail(SH_EFILE, "the rotary frequency of pair %zu is %g: the file is damaged", i,
+                          f->freq[i]);
+            goto out;
+        }
+    }
+    return SH_OK;
+out:
+    sh_forward_close(f);
+    return err;
+}
+
+void sh_forward_close(sh_forward *f)
+{
+    void **all[] = {(void **)&f->xn,   (void **)&f->q,  (void **)&f->kk,  (void **)&f->v,
+                    (void **)&f->ao,   (void **)&f->gate, (void **)&f->up, (void **)&f->y,
+                    (void **)&f->cos,  (void **)&f->sin, (void **)&f->span, (void **)&f->tok_slot,
+                    (void **)&f->tok_pos, (void **)&f->freq, (void **)&f->vocab};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        free(*all[i]);
+        *all[i] = NULL;
+    }
+    for (int i = 0; i < SH_N_FORM; i++) {
+        free(f->act[i]);
+        f->act[i] = NULL;
+    }
+}

@@ -1,0 +1,149 @@
+#include "model/weights.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+/* Calls fn for every tensor of this rank: those of its layers, and on the starter those of the ends. */
+typedef sh_err visit_fn(void *arg, const sh_tensor_row *r, const sh_tensor *t, sh_weight *w);
+
+static sh_err visit(sh_weights *w, const sh_model_file *m, visit_fn *fn, void *arg)
+{
+    const sh_plan *p = w->plan;
+    for (const sh_tensor_row *r = w->config->family->ends; r->gguf; r++) {
+        const sh_tensor *t = sh_family_tensor(m, r, -1);
+        bool everywhere = r->field == offsetof(sh_ends, rope_freqs);
+        if (!t || (p->stage != 0 && !everywhere)) continue;
+        SH_TRY(fn(arg, r, t, (sh_weight *)((char *)&w->ends + r->field)));
+    }
+    for (int l = p->layer.lo; l < p->layer.hi; l++)
+        for (const sh_tensor_row *r = w->config->family->layer; r->gguf; r++) {
+            const sh_tensor *t = sh_family_tensor(m, r, l);
+            if (t) SH_TRY(fn(arg, r, t, (sh_weight *)((char *)&w->layer[l - p->layer.lo] + r->field)));
+        }
+    return SH_OK;
+}
+
+static bool is_matrix(const sh_tensor_row *r)
+{
+    return r->cols != SH_DIM_ONE && r->split != SH_LOOKUP;
+}
+
+/* Shape of this rank's share. */
+static void lay_out(sh_mat *mat, const sh_plan *p, const sh_tensor_row *r, const sh_tensor *t)
+{
+    sh_kdim kd = sh_kdim_whole((int)t->dim[0]);
+    int rows = (int)t->dim[1];
+    if (r->split == SH_BY_ROW) rows = sh_range_n(p->local[r->rows]);
+    if (r->split == SH_BY_COL) {
+        const int *bound = r->cols == SH_DIM_Q ? p->q_bound : p->ff_bound;
+        kd = sh_kdim_slices(bound + p->slice.lo, sh_range_n(p->slice));
+    }
+    sh_mat_layout(mat, t->dtype, rows, &kd);
+}
+
+typedef struct load {
+    const sh_plan *plan;
+    sh_pool *pool;
+    uint8_t *arena; /* where the next matrix goes; NULL: only count */
+    size_t n_bytes;
+} load;
+
+/* One matrix being packed by all threads. */
+typedef struct pack_job {
+    const sh_mat *mat;
+    const uint8_t *first; /* this rank's first value in the file */
+    size_t row_bytes;
+} pack_job;
+
+static const uint8_t *file_row(const void *arg, int r)
+{
+    const pack_job *j = arg;
+    return j->first + (size_t)r * j->row_bytes;
+}
+
+static void pack_share(void *arg, int thread, int n_thread)
+{
+    const pack_job *j = arg;
+    int lo, hi;
+    sh_share(j->mat->n_panel, thread, n_thread, &lo, &hi);
+    sh_mat_pack(j->mat, lo, hi, file_row, j);
+}
+
+static sh_err load_matrix(load *ld, const sh_tensor_row *r, const sh_tensor *t, sh_weight *w)
+{
+    lay_out(&w->mat, ld->plan, r, t);
+    size_t n = w->mat.panel_bytes * (size_t)w->mat.n_panel;
+    if (ld->arena) {
+        w->mat.data = ld->arena + ld->n_bytes;
+        size_t row_bytes = sh_dtype_bytes(t->dtype, (size_t)t->dim[0]);
+        int row_lo = r->split == SH_BY_ROW ? ld->plan->local[r->rows].lo : 0;
+        int col_lo = r->split == SH_BY_COL ? ld->plan->local[r->cols].lo : 0;
+        pack_job job = {&w->mat,
+                        t->data + (size_t)row_lo * row_bytes + sh_dtype_bytes(t->dtype, (size_t)col_lo),
+                        row_bytes};
+        sh_pool_run(ld->pool, pack_share, &job);
+    }
+    ld->n_bytes += n;
+    return SH_OK;
+}
+
+static sh_err load_one(void *arg, const sh_tensor_row *r, const sh_tensor *t, sh_weight *w)
+{
+    load *ld = arg;
+    w->src = t;
+    if (is_matrix(r)) return load_matrix(ld, r, t, w);
+    if (r->split == SH_LOOKUP || !ld->arena) return SH_OK;
+    sh_range part = r->split == SH_BY_ROW ? ld->plan->local[r->rows] : (sh_range){0, (int)t->dim[0]};
+    SH_TRY(sh_alloc(&w->vec, (size_t)sh_range_n(part), sizeof *w->vec, t->name));
+    sh_dtypes[t->dtype].to_f32(w->vec, t->data + sh_dtype_bytes(t->dtype, (size_t)part.lo),
+                               (size_t)sh_range_n(part));
+    return SH_OK;
+}
+
+static sh_err begin(sh_weights *w, const sh_config *c, const sh_plan *p)
+{
+    *w = (sh_weights){.config = c, .plan = p};
+    return sh_alloc(&w->layer, (size_t)sh_range_n(p->layer), sizeof *w->layer, "the layers");
+}
+
+size_t sh_weights_bytes(const sh_config *c, const sh_model_file *m, const sh_plan *p)
+{
+    sh_weights w;
+    load ld = {.plan = p};
+    if (begin(&w, c, p) == SH_OK) (void)visit(&w, m, load_one, &ld); /* counting does not fail */
+    sh_weights_free(&w);
+    return ld.n_bytes;
+}
+
+sh_err sh_weights_load(sh_weights *w, const sh_config *c, const sh_model_file *m, const sh_plan *p,
+                       sh_pool *pool)
+{
+    sh_err err;
+    load ld = {.plan = p, .pool = pool};
+    size_t n_bytes = sh_weights_bytes(c, m, p);
+    SH_TRY(begin(w, c, p));
+    w->n_bytes = n_bytes;
+    SH_GOTO(sh_map(&w->arena, n_bytes, "the weights"));
+    ld.arena = w->arena;
+    SH_GOTO(visit(w, m, load_one, &ld));
+    return SH_OK;
+out:
+    sh_weights_free(w);
+    return err;
+}
+
+void sh_weights_free(sh_weights *w)
+{
+    if (w->layer)
+        for (int l = 0; l < sh_range_n(w->plan->layer); l++)
+            for (const sh_tensor_row *r = w->config->family->layer; r->gguf; r++)
+                free(((sh_weight *)((char *)&w->layer[l] + r->field))->vec);
+    if (w->config)
+        for (const sh_tensor_row *r = w->config->family->ends; r->gguf; r++)
+            free(((sh_weight *)((char *)&w->ends + r->field))->vec);
+    free(w->layer);
+    sh_unmap(w->arena, w->n_bytes);
+    *w = (sh_weights){0};
+}

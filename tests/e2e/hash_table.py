@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""One hash per (model, type, arithmetic, prompt, seed), whatever computed it: the table of issue 2.
+
+Each row of the table is one such combination, computed once by one thread and again by a set of
+topologies; the sets of all rows together cover every topology several times. --markdown prints the
+table; --all runs every topology for every row."""
+
+import concurrent.futures
+import os
+import sys
+
+import tap
+
+PROMPT = ("Once upon a time there was a little dog named Spot who liked to run in the big park with "
+          "his friend Lily, and one sunny day they found a red ball under the old tree.")
+N_TOKENS = 24
+N_SAMPLES = 5
+
+MODELS = {
+    # 12 heads of 24 over 3 KV heads, 11 blocks of feed-forward: nothing divides evenly.
+    "awkward": ["--layers", 7, "--heads", 12, "--kv-heads", 3, "--head-dim", 24, "--embd", 160,
+                "--ff", 352, "--ctx", 512],
+    "even": ["--layers", 5, "--heads", 8, "--kv-heads", 8, "--head-dim", 32, "--embd", 256,
+             "--ff", 512, "--ctx", 512],
+}
+ARITHS = {"f32": [None], "f16": [None], "bf16": [None], "q8_0": ["int8", "bf16"],
+          "q4_0": ["int8", "bf16"]}
+SAMPLINGS = {"greedy": ["--temp", 0],
+             "sampled": ["--temp", 0.9, "--top-k", 40, "--top-p", 0.95, "--seed", 7]}
+
+# Name of a topology: (flags, samples).
+TOPOLOGIES = {
+    "t1": ([], 1), "t2": (["-t", 2], 1), "t4": (["-t", 4], 2),
+    "tp2": (["--tp", 2], 1), "tp3": (["--tp", 3], 2), "tp4": (["--tp", 4], 1),
+    "tp5": (["--tp", 5], 1), "tp8": (["--tp", 8], 3),
+    "ring2": (["--ring", 2], 2), "ring3": (["--ring", 3], 5), "ring5": (["--ring", 5], 4),
+    "b1": (["-b", 1], 2), "b7": (["-b", 7], 3), "b64": (["-b", 64], 4), "b512": (["-b", 512], 5),
+    "np2": (["-np", 2], 5),
+    "ring2 tp2": (["--ring", 2, "--tp", 2], 3), "ring3 tp2 t2": (["--ring", 3, "--tp", 2, "-t", 2], 4),
+    "ring2 tp3 b7": (["--ring", 2, "--tp", 3, "-b", 7], 5), "ring5 b7": (["--ring", 5, "-b", 7], 1),
+    "ring3 b1": (["--ring", 3, "-b", 1], 2), "tp8 b64": (["--tp", 8, "-b", 64], 1),
+    "tp5 b7": (["--tp", 5, "-b", 7], 2), "ring3 np3": (["--ring", 3, "-np", 3], 5),
+}
+PER_ROW = 7
+
+
+def run(model, arith, sampling, flags, n_samples):
+    """Token ids of each sample, or the result that has none."""
+    common = ["-m", model, "-p", PROMPT, "-n", N_TOKENS, "-c", 512, "-o", "json", "--n-samples",
+              n_samples, *SAMPLINGS[sampling], *(["--arith", arith] if arith else [])]
+    result = tap.shoal("run", *common, *flags, timeout=60)
+    if result.status != 0:
+        return result
+    lines = sorted(result.lines(), key=lambda line: line["sample"])
+    if any(line["hash"] != tap.tokens_hash(line["tokens"]) for line in lines):
+        return result
+    return [line["tokens"] for line in lines]
+
+
+def rows():
+    """(model's name, path, type, arithmetic, sampling), the whole product."""
+    for name, shape in MODELS.items():
+        plain = tap.mkmodel(f"{name}-f32.gguf", *shape)
+        for dtype, ariths in ARITHS.items():
+            path = plain
+            if dtype != "f32":
+                path = tap.TMP / f"{name}-{dtype}.gguf"
+                made = tap.shoal("quantize", plain, path, dtype)
+                if made.status != 0:
+                    raise SystemExit(f"Bail out! quantize {dtype}: {made}")
+            for arith in ariths:
+                for sampling in SAMPLINGS:
+                    yield name, path, dtype, arith, sampling
+
+
+def chosen(row_number, everything):
+    """The topologies of a row: over the rows they go round the whole list."""
+    names = list(TOPOLOGIES)
+    if everything:
+        return names
+    return [names[(row_number * PER_ROW + i) % len(names)] for i in range(PER_ROW)]
+
+
+def row_cases(pool, row_number, row, everything):
+    name, path, dtype, arith, sampling = row
+    want = pool.submit(run, path, arith, sampling, ["-t", 1], N_SAMPLES)
+    got = {t: pool.submit(run, path, arith, sampling, *TOPOLOGIES[t])
+           for t in chosen(row_number, everything)}
+    return want, got
+
+
+def main():
+    everything = "--all" in sys.argv
+    markdown = "--markdown" in sys.argv
+    table = []
+    hashes = set()
+    with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        work = [(row, row_cases(pool, i, row, everything)) for i, row in enumerate(rows())]
+        for (name, _, dtype, arith, sampling), (want, got) in work:
+            title = f"{name} {dtype} {arith or '-'} {sampling}"
+            want = want.result()
+            if not tap.ok(isinstance(want, list) and len(want) == N_SAMPLES
+                          and all(0 < len(w) <= N_TOKENS for w in want),
+                          f"{title}: one thread, {N_SAMPLES} samples", want):
+                continue
+            if sampling == "greedy":
+                tap.ok(all(w == want[0] for w in want), f"{title}: greedy samples are the same", want)
+            else:
+                tap.ok(any(w != want[0] for w in want), f"{title}: samples differ", want)
+            hashes.add(tap.tokens_hash(want[0]))
+            same = []
+            for topology, future in got.items():
+                ids = future.result()
+                good = ids == want[:TOPOLOGIES[topology][1]]
+                same += [topology] if good else []
+                tap.ok(good, f"{title}: {topology}", f"{ids}\nwanted {want}")
+            table.append((name, dtype, arith or "", sampling, tap.tokens_hash(want[0]),
+                          f"{len(same)} of {len(got)}", ", ".join(same)))
+    # The answers are not all one: a broken hash or a model that says one thing would hide everything.
+    tap.ok(len(hashes) > len(table) // 2, "rows have different hashes", f"{len(hashes)} hashes")
+    if markdown:
+        print("| model | type | arithmetic | sampling | hash | same | topologies |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for row in table:
+            print("| " + " | ".join(row) + " |")
+    tap.done()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,571 @@
+/* The SentencePiece kind: another engine's ids, a slow and plain tokenizer's ids, the way back,
+ * control tokens, and tables that must be refused. */
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "small_vocab.h"
+#include "tokenizer/utf8.h"
+
+static sh_tokenizer *open_small(const small_vocab *v)
+{
+    sh_tokenizer *t;
+    if (small_open(&t, v) != SH_OK) fail_msg("%s", sh_err_message());
+    return t;
+}
+
+enum { END = -1 };
+
+/* The ids of a text are the numbers up to END. */
+static void check_ids(const sh_tokenizer *t, const char *text, size_t n, int flags, const int *want)
+{
+    uint32_t *id;
+    size_t n_id, i = 0;
+    assert_int_equal(sh_tokenizer_encode(t, text, n, flags, &id, &n_id), SH_OK);
+    assert_non_null(id);
+    for (; i < n_id && want[i] != END; i++)
+        if (id[i] != (uint32_t)want[i])
+            fail_msg("'%s': token %zu is %u, not %d", text, i, id[i], want[i]);
+    if (i < n_id || want[i] != END) fail_msg("'%s': %zu tokens are too few or many", text, n_id);
+    free(id);
+}
+#define IDS(t, text, flags, ...) check_ids(t, text, strlen(text), flags, (const int[]){__VA_ARGS__})
+
+/* --- another engine's ids --- */
+
+static char *shared_path(const char *name)
+{
+    const char *shared = getenv("SHOAL_SHARED"), *root = getenv("SHOAL_SOURCE_ROOT");
+    char *path;
+    int n = shared ? asprintf(&path, "%s/%s", shared, name)
+                   : asprintf(&path, "%s/../shared/%s", root ? root : ".", name);
+    assert_true(n > 0);
+    return path;
+}
+
+/* Texts stand between lines of __ggml_vocab_test__; the newline before such a line is not theirs.
+ * Each has one line of ids in the other file. */
+static void golden(void **state)
+{
+    static const char end[] = "\n__ggml_vocab_test__\n";
+    char *name[3], *in = NULL, *out = NULL, *line;
+    size_t n_in, n_out, n_text = 0;
+    sh_model_file *m;
+    sh_tokenizer *t;
+    (void)state;
+    name[0] = shared_path("tokenizers/ggml-vocab-llama-spm.gguf");
+    name[1] = shared_path("tokenizers/ggml-vocab-llama-spm.gguf.inp");
+    name[2] = shared_path("tokenizers/ggml-vocab-llama-spm.gguf.out");
+    if (access(name[0], R_OK) != 0) {
+        print_message("# golden ids are not checked: %s is not there\n", name[0]);
+        for (int i = 0; i < 3; i++) free(name[i]);
+        skip();
+    }
+    assert_int_equal(sh_model_file_open(&m, name[0]), SH_OK);
+    assert_int_equal(sh_tokenizer_open(&t, m), SH_OK);
+    sh_model_file_close(m); /* nothing is borrowed from it */
+    assert_int_equal(sh_tokenizer_n_vocab(t), 32000);
+    assert_int_equal(sh_tokenizer_bos(t), 1);
+    assert_true(sh_tokenizer_is_end(t, 2) && !sh_tokenizer_is_end(t, 1));
+    assert_int_equal(sh_file_read_text(&in, &n_in, name[1], 1 << 20), SH_OK);
+    assert_int_equal(sh_file_read_text(&out, &n_out, name[2], 1 << 20), SH_OK);
+    line = out;
+    for (char *p = in, *q; (q = strstr(p, end)); p = q + strlen(end), n_text++) {
+        uint32_t *id;
+        size_t n_id;
+        assert_int_equal(sh_tokenizer_encode(t, p, (size_t)(q - p), 0, &id, &n_id), SH_OK);
+        for (size_t i = 0; i < n_id; i++) {
+            char *rest;
+            unsigned long want = strtoul(line, &rest, 10);
+            if (rest == line || want != id[i])
+                fail_msg("text %zu, token %zu: %u, not %lu", n_text, i, id[i], want);
+            line = rest;
+        }
+        line += strspn(line, " ");
+        if (*line != '\n') fail_msg("text %zu: tokens are missing before '%.20s'", n_text, line);
+        line++;
+        char *back = small_decode(t, id, n_id, &n_out);
+        if (q > p) assert_memory_equal(back + 1, p, n_out - 1);
+        assert_int_equal(n_out, q > p ? q - p + 1 : 0);
+        free(back);
+        free(id);
+    }
+    assert_int_equal(*line, 0);
+    assert_int_equal(n_text, 46);
+    sh_tokenizer_close(t);
+    free(in);
+    free(out);
+    for (int i = 0; i < 3; i++) free(name[i]);
+}
+
+/* --- a slow and plain tokenizer --- */
+
+static int slow_find(const small_vocab *v, const char *p, size_t n)
+{
+    for (size_t i = 0; i < v->n; i++)
+        if ((v->type[i] == NORMAL || v->type[i] == USER || v->type[i] == UNUSED) &&
+            v->token[i].n == n && memcmp(v->token[i].p, p, n) == 0)
+            return (int)i;
+    return -1;
+}
+
+/* The ids of n bytes with meta spaces: joins the best pair, the leftmost of equals, until there is
+ * none; looks at all pairs each time. */
+static size_t slow_encode(const small_vocab *v, const char *p, size_t n, uint32_t *id)
+{
+    size_t *at = malloc((n + 1) * sizeof *at), n_run = 0, n_id = 0; /* run i is at[i] to at[i+1] */
+    assert_non_null(at);
+    for (size_t i = 0; i < n; n_run++) {
+        int len = sh_utf8_char(p + i, n - i);
+        at[n_run] = i;
+        i += len < 1 ? 1 : (size_t)len;
+    }
+    at[n_run] = n;
+    for (;;) {
+        int best = -1;
+        size_t where = 0;
+        for (size_t i = 0; i + 2 <= n_run; i++) {
+            int k = slow_find(v, p + at[i], at[i + 2] - at[i]);
+            if (k >= 0 && (best < 0 || v->score[k] > v->score[best])) {
+                best = k;
+                where = i;
+            }
+        }
+        if (best < 0) break;
+        memmove(at + where + 1, at + where + 2, (n_run - where - 1) * sizeof *at);
+        n_run--;
+    }
+    for (size_t i = 0; i < n_run; i++) {
+        int k = slow_find(v, p + at[i], at[i + 1] - at[i]);
+        if (k >= 0)
+            id[n_id++] = (uint32_t)k;
+        else
+            for (size_t b = at[i]; b < at[i + 1]; b++) id[n_id++] = 3 + (uint8_t)p[b];
+    }
+    free(at);
+    return n_id;
+}
+
+/* Letters from which vocabularies and texts are drawn: few, so that they meet. The first is the
+ * space of a text and the meta space of a token; the last are halves and wrong bytes. */
+static const char *const letter[] = {
+    " ",   "a", "b",  "ab",           "\xc3\xa4", "\xe2\x82\xac", "\xf0\x9f\xa6\x99",
+    "<",   ">", "\n", "\xe2\x96\x81", "\xe2\x96", "\xf0",         "\x81",
+    "\xff"};
+enum { N_LETTER = sizeof letter / sizeof *letter };
+
+static size_t draw(char *out, int n_letter, bool meta)
+{
+    size_t n = 0;
+    for (int i = 0; i < n_letter; i++) {
+        const char *s = letter[rand() % N_LETTER];
+        if (meta && *s == ' ') s = "\xe2\x96\x81";
+        memcpy(out + n, s, strlen(s));
+        n += strlen(s);
+    }
+    return n;
+}
+
+/* Longer tokens are mostly two that are there already, so that joining goes deep. */
+static void draw_vocab(small_vocab *v, bool user, bool control)
+{
+    char s[256];
+    small_init(v, true);
+    for (int i = 0; i < 120; i++) {
+        size_t n = draw(s, 1 + rand() % 2, true), k = 259 + (size_t)rand() % 120;
+        int type = rand() % 20 == 0 ? UNUSED : NORMAL;
+        if (k + 1 < v->n && v->token[k].n + v->token[k + 1].n < sizeof s) {
+            memcpy(s, v->token[k].p, v->token[k].n);
+            memcpy(s + v->token[k].n, v->token[k + 1].p, v->token[k + 1].n);
+            n = v->token[k].n + v->token[k + 1].n;
+        }
+        if (user && rand() % 15 == 0) type = USER;
+        if (control && rand() % 15 == 0) type = CONTROL;
+        small_add(v, s, n, (float)-(rand() % 30), type);
+    }
+}
+
+/* Writes n bytes anew with `to` for each `from`; returns the number of bytes. */
+static size_t replace(char *out, const char *p, size_t n, const char *from, const char *to)
+{
+    size_t n_out = 0, n_from = strlen(from), n_to = strlen(to);
+    for (size_t i = 0; i < n;) {
+        bool hit = n - i >= n_from && memcmp(p + i, from, n_from) == 0;
+        memcpy(out + n_out, hit ? to : p + i, hit ? n_to : 1);
+        n_out += hit ? n_to : 1;
+        i += hit ? n_from : 1;
+    }
+    return n_out;
+}
+
+static void same_as_the_slow_tokenizer(void **state)
+{
+    char text[512], with_meta[2048];
+    uint32_t want[2048];
+    small_vocab v;
+    (void)state;
+    srand(1);
+    for (int round = 0; round < 40; round++) {
+        draw_vocab(&v, false, true);
+        v.space_prefix = 0;
+        sh_tokenizer *t = open_small(&v);
+        for (int i = 0; i < 40; i++) {
+            uint32_t *id;
+            size_t n = draw(text, rand() % 60, false), n_id;
+            size_t n_meta = replace(with_meta, text, n, " ", "\xe2\x96\x81");
+            size_t n_want = slow_encode(&v, with_meta, n_meta, want);
+            assert_int_equal(sh_tokenizer_encode(t, text, n, 0, &id, &n_id), SH_OK);
+            assert_int_equal(n_id, n_want);
+            assert_memory_equal(id, want, n_id * sizeof *id);
+            free(id);
+        }
+        sh_tokenizer_close(t);
+        small_free(&v);
+    }
+}
+
+/* --- the way back --- */
+
+/* The pieces, with control tokens by name, are the text; only U+2581 comes back as a space. */
+static void check_way_back(const sh_tokenizer *t, const char *text, size_t n, int flags)
+{
+    char want[4096], got[4096], all[4096];
+    uint32_t *id;
+    size_t n_id, n_all = 0, n_piece;
+    assert_int_equal(sh_tokenizer_encode(t, text, n, flags, &id, &n_id), SH_OK);
+    for (size_t i = 0; i < n_id; i++) {
+        const char *p = sh_tokenizer_piece(t, id[i], &n_piece);
+        if (n_piece == 0) {
+            p = sh_tokenizer_spelling(t, id[i]);
+            n_piece = strlen(p);
+        }
+        assert_true(n_piece > 0 && n_all + n_piece < sizeof all);
+        memcpy(all + n_all, p, n_piece);
+        n_all += n_piece;
+    }
+    size_t skip_bytes = sh_tokenizer_strips_first_space(t) && n > 0;
+    if (skip_bytes) assert_int_equal(all[0], ' ');
+    size_t n_want = replace(want, text, n, "\xe2\x96\x81", " ");
+    size_t n_got = replace(got, all + skip_bytes, n_all - skip_bytes, "\xe2\x96\x81", " ");
+    assert_int_equal(n_got, n_want);
+    assert_memory_equal(got, want, n_want);
+    free(id);
+}
+
+static void pieces_are_the_text(void **state)
+{
+    char text[512];
+    small_vocab v;
+    (void)state;
+    srand(2);
+    for (int round = 0; round < 60; round++) {
+        bool prefix =
+            round % 2; /* it stands behind each control and user token, so they are left out */
+        draw_vocab(&v, !prefix, true);
+        v.space_prefix = prefix;
+        sh_tokenizer *t = open_small(&v);
+        for (int i = 0; i < 40; i++) {
+            size_t n = draw(text, rand() % 40, false);
+            if (i % 4 == 0) {
+                n = (size_t)rand() % 100;
+                for (size_t k = 0; k < n; k++) text[k] = (char)(rand() % 256);
+            }
+            check_way_back(t, text, n, prefix ? 0 : rand() % 2 * SH_TOK_SPECIAL);
+        }
+        sh_tokenizer_close(t);
+        small_free(&v);
+    }
+}
+
+/* --- control tokens, BOS, the space prefix --- */
+
+static void draw_words(small_vocab *v)
+{
+    small_init(v, true);
+    small_add_text(v, "\xe2\x96\x81", -10); /* 259 */
+    small_add_text(v, "a", -11);            /* 260 */
+    small_add_text(v, "b", -12);            /* 261 */
+    small_add_text(v,
+                   "\xe2\x96\x81"
+                   "a",
+                   -1);          /* 262 */
+    small_add_text(v, "ab", -2); /* 263 */
+    small_add_text(v,
+                   "\xe2\x96\x81"
+                   "ab",
+                   -3);                  /* 264 */
+    small_add(v, "<x>", 3, 0, CONTROL);  /* 265 */
+    small_add(v, "<x>b", 4, 0, CONTROL); /* 266 */
+    small_add(v, "a<x", 3, 0, CONTROL);  /* 267 */
+    small_add(v, "[u]", 3, 0, USER);     /* 268 */
+}
+
+static void prefix_bos_and_control_tokens(void **state)
+{
+    small_vocab v;
+    size_t n;
+    (void)state;
+    draw_words(&v);
+    sh_tokenizer *t = open_small(&v);
+    IDS(t, "", 0, END);
+    IDS(t, "", SH_TOK_BOS, 1, END);
+    IDS(t, "a", 0, 262, END);
+    IDS(t, "ab", SH_TOK_BOS, 1, 262, 261,
+        END); /* " a" scores better than "ab", and " ab" has no way then */
+    IDS(t, " a", 0, 259, 262, END);
+    IDS(t, "ba", 0, 259, 261, 260, END);
+    IDS(t, "aab", 0, 262, 263, END);
+    /* A name in the text is text, unless asked for; then a prefix stands behind it too. */
+    IDS(t, "<x>", 0, 259, 3 + '<', 3 + 'x', 3 + '>', END);
+    IDS(t, "<x>", SH_TOK_SPECIAL, 265, END);
+    IDS(t, "<x>a", SH_TOK_SPECIAL, 265, 262, END);
+    IDS(t, "b<x>a<x><x>a", SH_TOK_SPECIAL, 259, 261, 265, 262, 265, 265, 262, END);
+    IDS(t, "<s>a</s>", SH_TOK_SPECIAL | SH_TOK_BOS, 1, 1, 262, 2, END);
+    IDS(t, "<unk>", SH_TOK_SPECIAL, 0, END);
+    /* The longest name wins wherever it begins; of equals the leftmost. */
+    IDS(t, "<x>b", SH_TOK_SPECIAL, 266, END);
+    IDS(t, "a<x>b", SH_TOK_SPECIAL, 262, 266, END);
+    IDS(t, "a<x>", SH_TOK_SPECIAL, 267, 259, 3 + '>', END);
+    /* User tokens are always found. */
+    IDS(t, "a[u]a", 0, 262, 268, 262, END);
+    assert_true(sh_tokenizer_strips_first_space(t));
+    sh_tokenizer_piece(t, 265, &n);
+    assert_int_equal(n, 0);
+    assert_string_equal(sh_tokenizer_spelling(t, 265), "<x>");
+    assert_string_equal(sh_tokenizer_spelling(t, 262), "\xe2\x96\x81"
+                                                       "a");
+    assert_memory_equal(sh_tokenizer_piece(t, 262, &n), " a", 2);
+    assert_int_equal(n, 2);
+    assert_memory_equal(sh_tokenizer_piece(t, 3, &n), "\0", 1);
+    assert_int_equal(n, 1);
+    sh_tokenizer_piece(t, UINT32_MAX, &n);
+    assert_int_equal(n, 0);
+    assert_string_equal(sh_tokenizer_spelling(t, 269), "");
+    sh_tokenizer_close(t);
+
+    v.space_prefix = 0;
+    v.add_bos = 0;
+    t = open_small(&v);
+    IDS(t, "ab", SH_TOK_BOS, 263, END);
+    IDS(t, "a a", 0, 260, 262, END);
+    IDS(t, "<x>a", SH_TOK_SPECIAL, 265, 260, END);
+    assert_false(sh_tokenizer_strips_first_space(t));
+    sh_tokenizer_close(t);
+    small_free(&v);
+}
+
+static void text_never_becomes_a_control_token(void **state)
+{
+    small_vocab v;
+    (void)state;
+    small_init(&v, true);
+    small_add_text(&v, "s>", -1); /* 259: with "<" it spells <s>, and it must not join to that */
+    v.space_prefix = 0;
+    sh_tokenizer *t = open_small(&v);
+    IDS(t, "<s>", 0, 3 + '<', 259, END);
+    IDS(t, "<0x41>", 0, 3 + '<', 3 + '0', 3 + 'x', 3 + '4', 3 + '1', 3 + '>', END);
+    sh_tokenizer_close(t);
+    small_free(&v);
+}
+
+static void ends(void **state)
+{
+    static const char *const name[] = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>",
+                                       "<|endoftext|>"};
+    small_vocab v;
+    (void)state;
+    small_init(&v, true);
+    for (int i = 0; i < 5; i++)
+        small_add(&v, name[i], strlen(name[i]), 0, CONTROL); /* 259 to 263 */
+    small_add(&v, "<|other|>", 9, 0, CONTROL);
+    small_add(&v, "<turn>", 6, 0, CONTROL); /* 265 */
+    v.eot = 265;
+    sh_tokenizer *t = open_small(&v);
+    for (uint32_t id = 0; id < 270; id++)
+        assert_int_equal(sh_tokenizer_is_end(t, id),
+                         id == 2 || (id >= 259 && id <= 263) || id == 265);
+    sh_tokenizer_close(t);
+    for (size_t i = 259; i < v.n; i++) v.type[i] = NORMAL; /* text may say what it likes */
+    v.eot = -1;
+    t = open_small(&v);
+    assert_false(sh_tokenizer_is_end(t, 259) || sh_tokenizer_is_end(t, 265));
+    sh_tokenizer_close(t);
+    small_free(&v);
+}
+
+static void what_files_leave_out(void **state)
+{
+    small_vocab v;
+    (void)state;
+    draw_words(&v);
+    v.bos = v.eos = v.unknown = -1;
+    sh_tokenizer *t = open_small(&v);
+    assert_int_equal(sh_tokenizer_bos(t), 1);
+    assert_true(sh_tokenizer_is_end(t, 2));
+    sh_tokenizer_close(t);
+    v.n_type = 0; /* then the names tell */
+    t = open_small(&v);
+    IDS(t, "ab<s>c", SH_TOK_BOS | SH_TOK_SPECIAL, 1, 262, 261, 1, 259, 3 + 'c', END);
+    sh_tokenizer_close(t);
+    small_free(&v);
+
+    small_init(&v, false); /* no bytes: one unknown token for each character */
+    small_add_text(&v, "a", -1);
+    small_add_text(&v, "a", -2); /* twice: the first counts */
+    v.space_prefix = 0;
+    v.bos = -1;
+    v.type[1] = NORMAL;
+    t = open_small(&v);
+    assert_int_equal(sh_tokenizer_bos(t), -1);
+    IDS(t,
+        "a\xe2\x82\xac\xff"
+        "a",
+        SH_TOK_BOS, 3, 0, 0, 3, END);
+    sh_tokenizer_close(t);
+    small_free(&v);
+}
+
+/* --- long texts: a quadratic tokenizer does not end within the test's time --- */
+
+static void a_megabyte(void **state)
+{
+    enum { N = 1 << 20 };
+    char *text = malloc(N), s[300];
+    small_vocab v;
+    uint32_t *id;
+    size_t n_id, n_back;
+    (void)state;
+    assert_non_null(text);
+    draw_words(&v);
+    memset(s, 'c', sizeof s);
+    for (size_t n = 1; n <= 256; n *= 2) small_add(&v, s, n, (float)n, NORMAL);
+    v.space_prefix = 0;
+    sh_tokenizer *t = open_small(&v);
+    for (int kind = 0; kind < 4; kind++) { /* a word that joins, one that does not, words, names */
+        for (size_t i = 0; i < N; i++) text[i] = "ccccqqqqa ab[u]<"[kind * 4 + (int)(i % 4)];
+        assert_int_equal(sh_tokenizer_encode(t, text, N, SH_TOK_SPECIAL, &id, &n_id), SH_OK);
+        if (kind == 0) assert_int_equal(n_id, N / 256);
+        char *back = small_decode(t, id, n_id, &n_back);
+        assert_int_equal(n_back, N);
+        assert_memory_equal(back, text, N);
+        free(back);
+        free(id);
+    }
+    sh_tokenizer_close(t);
+    small_free(&v);
+    free(text);
+}
+
+/* --- bad tables --- */
+
+static void check_refused(const small_vocab *v, const char *part)
+{
+    sh_tokenizer *t;
+    assert_int_equal(small_open(&t, v), SH_EFILE);
+    assert_null(t);
+    if (!strstr(sh_err_message(), part) || !strstr(sh_err_message(), "/tmp/shoal-vocab-"))
+        fail_msg("'%s' is not in: %s", part, sh_err_message());
+}
+
+static void bad_tables(void **state)
+{
+    small_vocab good, v;
+    char *long_name = calloc(1, 70000);
+    (void)state;
+    assert_non_null(long_name);
+    draw_words(&good);
+#define BAD(change, part) v = good, change, check_refused(&v, part)
+    BAD(v.kind = NULL, "tokenizer.ggml.model");
+    BAD(v.kind = "wordpiece",
+        "'wordpiece', a kind of tokenizer this program does not have; it has: llama");
+    BAD(v.kind = "a\x1b[31m\n", "'a?[31m?'");
+    BAD(v.n = 0, "tokenizer.ggml.tokens is missing");
+    BAD(v.n_score = 0, "tokenizer.ggml.scores is missing");
+    BAD(v.n_score--, "tokenizer.ggml.scores has 268 entries, but there are 269 tokens");
+    BAD(v.n_type--, "tokenizer.ggml.token_type has 268 entries, but there are 269 tokens");
+    BAD(v.type[260] = 0, "token 260 has the type 0");
+    BAD(v.type[260] = 7, "token 260 has the type 7");
+    BAD(v.type[260] = -1, "token 260 has the type -1");
+    BAD(v.type[260] = BYTE, "token 260 is a byte");
+    BAD(v.score[260] = 0.0f / 0.0f, "the score of token 260 is not a number");
+    BAD(v.bos = 269, "tokenizer.ggml.bos_token_id is 269, but there are 269 tokens");
+    BAD(v.eos = UINT32_MAX, "tokenizer.ggml.eos_token_id is 4294967295");
+    BAD(v.eot = 269, "tokenizer.ggml.eot_token_id");
+    BAD(v.unknown = 1 << 24, "tokenizer.ggml.unknown_token_id");
+    BAD((v.type[0] = NORMAL, v.type[3 + 'a'] = NORMAL, v.unknown = -1), "no token for some bytes");
+    memset(long_name, 'x', 70000 - 1);
+    BAD(v.token[260] = ((sh_str){long_name, 65536}), "token 260 has 65536 bytes");
+    BAD((v.token[260] = ((sh_str){long_name, 257}), v.type[260] = CONTROL),
+        "token 260 has 257 bytes");
+    for (int i = 0; i < 2; i++) { /* the longest that are good */
+        sh_tokenizer *t;
+        v = good;
+        v.token[260] = (sh_str){long_name, i ? 65535 : 256};
+        v.type[260] = i ? NORMAL : USER;
+        assert_int_equal(small_open(&t, &v), SH_OK);
+        if (i == 0) check_way_back(t, long_name, 600, 0);
+        sh_tokenizer_close(t);
+    }
+    small_free(&good);
+    free(long_name);
+}
+
+/* Keys of another type, and more tokens than a table may have. */
+static void wrong_types(void **state)
+{
+    char path[] = "/tmp/shoal-vocab-XXXXXX";
+    static const float one = 1;
+    (void)state;
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    for (int i = 0; i < 4; i++) {
+        enum { MANY = (1 << 20) + 1 };
+        sh_str *many = calloc(MANY, sizeof *many), a = {"a", 1};
+        sh_gguf_writer *w;
+        sh_model_file *m;
+        sh_tokenizer *t;
+        assert_non_null(many);
+        for (int k = 0; k < MANY; k++) many[k] = a;
+        assert_int_equal(sh_gguf_create(&w, path), SH_OK);
+        sh_gguf_put_str(w, "tokenizer.ggml.model", "llama", 5);
+        if (i == 0) sh_gguf_put_str(w, "tokenizer.ggml.tokens", "a", 1);
+        if (i == 1) sh_gguf_put_f32s(w, "tokenizer.ggml.tokens", &one, 1);
+        if (i == 2) sh_gguf_put_strs(w, "tokenizer.ggml.tokens", many, MANY);
+        if (i == 3) {
+            sh_gguf_put_strs(w, "tokenizer.ggml.tokens", &a, 1);
+            sh_gguf_put_f32s(w, "tokenizer.ggml.token_type", &one, 1);
+        }
+        assert_int_equal(sh_gguf_close(w, true), SH_OK);
+        free(many);
+        assert_int_equal(sh_model_file_open(&m, path), SH_OK);
+        assert_int_equal(sh_tokenizer_open(&t, m), SH_EFILE);
+        assert_non_null(strstr(sh_err_message(), i == 3 ? "token_type" : "tokenizer.ggml.tokens"));
+        if (i == 2) assert_non_null(strstr(sh_err_message(), "at most 1048576"));
+        sh_model_file_close(m);
+    }
+    unlink(path);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(golden),
+        cmocka_unit_test(same_as_the_slow_tokenizer),
+        cmocka_unit_test(pieces_are_the_text),
+        cmocka_unit_test(prefix_bos_and_control_tokens),
+        cmocka_unit_test(text_never_becomes_a_control_token),
+        cmocka_unit_test(ends),
+        cmocka_unit_test(what_files_leave_out),
+        cmocka_unit_test(a_megabyte),
+        cmocka_unit_test(bad_tables),
+        cmocka_unit_test(wrong_types),
+    };
+    return cmocka_run_group_tests_name("spm", tests, NULL, NULL);
+}
