@@ -20,11 +20,17 @@ enum { MAX_FILE_BYTES = 1 << 20 };
 /* Names, IPv4, and IPv6 with a zone. Also keeps signs away that mean something in ZeroMQ's addresses. */
 static bool is_host(const char *s, size_t n)
 {
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
-    bool v6 = memchr(s, ':', n) != NULL;
-    for (size_t i = 0; i < n; i++)
-        if (s[i] == '\0' || (!strchr(letters, s[i]) && !(v6 && strchr(":%", s[i])))) return false;
-    return n > 0 && n < sizeof((sh_node_addr *)0)->host;
+    static const char letters[] = "0123456789.abcdefABCDEFghijklmnopqrstuvwxyzGHIJKLMNOPQRSTUVWXYZ-_";
+    const char *colon = memchr(s, ':', n), *zone = colon ? memchr(s, '%', n) : NULL;
+    size_t n_plain = sizeof letters - 1;
+    if (n == 0 || n >= sizeof((sh_node_addr *)0)->host) return false;
+    if (colon && !memchr(colon + 1, ':', n - (size_t)(colon + 1 - s))) return false; /* a port */
+    for (size_t i = 0; i < n; i++) {
+        bool in_v6 = colon && (!zone || s + i < zone);
+        if (memchr(letters, s[i], in_v6 ? 23 : n_plain)) continue; /* digits, point, a-f, A-F */
+        if (!(in_v6 && s[i] == ':') && s + i != zone) return false;
+    }
+    return true;
 }
 
 static bool is_every_address(const char *host)

@@ -26,3 +26,11 @@ sh_err sh_kernels_init(sh_kernels *k, const char *upto)
         return sh_fail(SH_EARG, "no instruction set is called '%s'; known: %s", upto, names);
     return SH_OK;
 }
+
+bool sh_kernels_have_amx(void)
+{
+    unsigned have = sh_cpu_features();
+    for (int i = 0; sh_isas[i]; i++)
+        if ((sh_isas[i]->needs & SH_CPU_AMX) && (sh_isas[i]->needs & have) == sh_isas[i]->needs) return true;
+    return false;
+}

@@ -134,6 +134,9 @@ extern const sh_isa sh_isa_c;
  *  `upto` (NULL: $SHOAL_CPU, or all). SH_EARG: no such name; lists them. */
 sh_err sh_kernels_init(sh_kernels *k, const char *upto);
 
+/** Whether bf16 prompts run at the speed of a matrix unit here. */
+bool sh_kernels_have_amx(void);
+
 /** The form that a weight type takes for one arithmetic of prompts; sampled tokens take
  *  sh_form_of(t, false). */
 static inline sh_form sh_form_of(sh_dtype t, bool bf16)

@@ -16,6 +16,7 @@ static const char meta_space[] = "\xe2\x96\x81"; /* U+2581, which stands for a s
 typedef struct spm {
     float *score;      /* (n_vocab) */
     int32_t byte[256]; /* id of <0xNN>, -1 if there is none */
+    bool by_word; /* no token goes on with a space behind anything else: words are independent */
 } spm;
 
 /* A run of the text, a character at first. Runs that were joined to the one before have n = 0. */
@@ -34,9 +35,9 @@ typedef struct pair {
 typedef struct joiner {
     const sh_tokenizer *t;
     char *text; /* with meta spaces */
-    size_t n_text;
+    size_t n_text, cap_text;
     run *run;
-    size_t n_run;
+    size_t n_run, cap_run;
     pair *heap; /* the best pair is heap[0] */
     size_t n_heap, cap_heap;
 } joiner;
@@ -87,8 +88,9 @@ static sh_err split(joiner *j, const char *text, size_t n, bool prefix)
 {
     size_t n_space = prefix;
     for (size_t i = 0; i < n; i++) n_space += text[i] == ' ';
-    SH_TRY(sh_alloc(&j->text, n + prefix + 2 * n_space, 1, "the text"));
-    SH_TRY(sh_alloc(&j->run, n + prefix, sizeof *j->run, "the characters of the text"));
+    SH_TRY(sh_grow(&j->text, &j->cap_text, n + prefix + 2 * n_space, 1, "the text"));
+    SH_TRY(sh_grow(&j->run, &j->cap_run, n + prefix, sizeof *j->run, "the characters of the text"));
+    j->n_text = j->n_run = 0;
     for (size_t i = 0; i < n + prefix;) {
         const char *p = i < prefix ? " " : text + i - prefix;
         int len = sh_utf8_char(p, i < prefix ? 1 : n - (i - prefix));
@@ -133,16 +135,36 @@ static sh_err put_bytes(const sh_tokenizer *t, const char *p, size_t n, sh_ids *
     return SH_OK;
 }
 
+/* The bytes up to the next space that no token can hold together with what is before it. */
+static size_t word_length(const sh_tokenizer *t, const char *p, size_t n)
+{
+    if (!((const spm *)t->own)->by_word) return n;
+    for (size_t i = 1; i < n; i++)
+        if (p[i] == ' ' && p[i - 1] != ' ' && (i < 3 || memcmp(p + i - 3, meta_space, 3) != 0))
+            return i;
+    return n;
+}
+
+static sh_err encode_word(joiner *j, const char *text, size_t n, bool prefix, sh_ids *ids)
+{
+    const sh_tokenizer *t = j->t;
+    SH_TRY(split(j, text, n, prefix));
+    SH_TRY(join(j));
+    for (int32_t i = 0; i >= 0; i = j->run[i].next) {
+        const char *p = j->text + j->run[i].at;
+        int id = sh_vocab_find(&t->vocab, p, j->run[i].n, SH_TOKENS_TEXT);
+        SH_TRY(id >= 0 ? sh_ids_add(ids, (uint32_t)id) : put_bytes(t, p, j->run[i].n, ids));
+    }
+    return SH_OK;
+}
+
 static sh_err encode(const sh_tokenizer *t, const char *text, size_t n, bool first, sh_ids *ids)
 {
     joiner j = {.t = t};
-    sh_err err;
-    SH_GOTO(split(&j, text, n, t->space_prefix && first));
-    SH_GOTO(join(&j));
-    for (int32_t i = 0; i >= 0; i = j.run[i].next) {
-        const char *p = j.text + j.run[i].at;
-        int id = sh_vocab_find(&t->vocab, p, j.run[i].n, SH_TOKENS_TEXT);
-        SH_GOTO(id >= 0 ? sh_ids_add(ids, (uint32_t)id) : put_bytes(t, p, j.run[i].n, ids));
+    sh_err err = SH_OK;
+    for (size_t at = 0, len; at < n; at += len) {
+        len = word_length(t, text + at, n - at);
+        SH_GOTO(encode_word(&j, text + at, len, t->space_prefix && first && at == 0, ids));
     }
 out:
     free(j.text);
@@ -192,6 +214,14 @@ static sh_err read_scores(const sh_tokenizer *t, spm *own, const sh_model_file *
     return SH_OK;
 }
 
+static bool holds_later_space(const char *p, size_t n)
+{
+    for (size_t i = 1; i + 3 <= n; i++)
+        if (memcmp(p + i, meta_space, 3) == 0 && (i < 3 || memcmp(p + i - 3, meta_space, 3) != 0))
+            return true;
+    return false;
+}
+
 static sh_err open_spm(sh_tokenizer *t, const sh_model_file *m)
 {
     spm *own;
@@ -199,11 +229,15 @@ static sh_err open_spm(sh_tokenizer *t, const sh_model_file *m)
     SH_TRY(sh_alloc(&own, 1, sizeof *own, "the tokenizer"));
     t->own = own;
     SH_TRY(read_scores(t, own, m));
+    own->by_word = true;
     for (int b = 0; b < 256; b++) own->byte[b] = -1;
     for (uint32_t i = t->vocab.n; i-- > 0;) { /* downwards, so that the first of a kind stays */
         const sh_token *token = &t->vocab.token[i];
         if (token->type == SH_TOKEN_BYTE)
             own->byte[(uint8_t)t->vocab.chars[token->piece_at]] = (int32_t)i;
+        else if (SH_TOKENS_TEXT & SH_TOKEN_BIT(token->type) &&
+                 holds_later_space(t->vocab.chars + token->at, token->n))
+            own->by_word = false;
     }
     for (int b = 0; b < 256; b++) all &= own->byte[b] >= 0;
     if (!all && t->unknown < 0)

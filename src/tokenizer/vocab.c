@@ -149,6 +149,7 @@ static sh_err fill(sh_vocab *v, const sh_model_file *m, const sh_tokenizer_kind 
         sh_token *t = &v->token[i];
         *t = (sh_token){.at = (uint32_t)at, .n = (uint16_t)s.n, .type = (uint8_t)type};
         if (s.n) memcpy(v->chars + at, s.p, s.n);
+        v->chars[at + s.n] = 0; /* the piece before may have been tried here */
         long n_piece = put_piece(v, t, kind);
         if (n_piece < 0)
             return sh_fail(SH_EFILE,

@@ -18,7 +18,7 @@ def help_and_version():
         for flag in ("--help", "-h"):
             result = tap.shoal(command, flag)
             tap.ok(result.status == 0 and f"shoal {command}" in result.out and not result.err
-                   and max(map(len, result.out.splitlines())) <= 100, f"{command} {flag}", result)
+                   and max(map(len, result.out.splitlines())) <= 110, f"{command} {flag}", result)
     run = tap.shoal("run", "--help").out
     for flag in ("-m -p -f -n -c -t -b -s --seed --temp --top-k --top-p --min-p --repeat-penalty --stop "
                  "--n-samples --tp --ring --nodes --arith --kv --echo -o -v").split():

@@ -17,11 +17,11 @@ N_TOKENS = 24
 N_SAMPLES = 5
 
 MODELS = {
-    # 12 heads of 24 over 3 KV heads, 11 blocks of feed-forward: nothing divides evenly.
-    "awkward": ["--layers", 7, "--heads", 12, "--kv-heads", 3, "--head-dim", 24, "--embd", 160,
-                "--ff", 352, "--ctx", 512],
-    "even": ["--layers", 5, "--heads", 8, "--kv-heads", 8, "--head-dim", 32, "--embd", 256,
-             "--ff", 512, "--ctx", 512],
+    # 12 heads of 16 over 3 KV heads, 6 and 7 blocks for 8 slices: nothing divides evenly.
+    "awkward": ["--layers", 7, "--heads", 12, "--kv-heads", 3, "--head-dim", 16, "--embd", 96,
+                "--ff", 224, "--ctx", 512],
+    "even": ["--layers", 5, "--heads", 8, "--kv-heads", 8, "--head-dim", 32, "--embd", 128,
+             "--ff", 256, "--ctx", 512],
 }
 ARITHS = {"f32": [None], "f16": [None], "bf16": [None], "q8_0": ["int8", "bf16"],
           "q4_0": ["int8", "bf16"]}

@@ -24,7 +24,7 @@ import gguf  # noqa: E402: found by the line above
 CASES = {
     "tied": "--layers 2 --heads 4 --kv-heads 4 --head-dim 16 --embd 64 --ff 160 --tied",
     "untied-gqa": "--layers 3 --heads 6 --kv-heads 2 --head-dim 16 --embd 96 --ff 192",
-    "odd-head-dim": "--layers 2 --heads 5 --kv-heads 1 --head-dim 10 --embd 48 --ff 88",
+    "odd-head-dim": "--layers 2 --heads 5 --kv-heads 1 --head-dim 10 --embd 60 --ff 88",
     "rope-linear": "--layers 2 --heads 4 --kv-heads 2 --head-dim 16 --embd 64 --ff 128 "
                    "--rope-linear 4",
     "rope-llama3": "--layers 2 --heads 4 --kv-heads 2 --head-dim 32 --embd 64 --ff 128 "
@@ -39,6 +39,7 @@ class Model:
         self.header = gguf.Header(self.bytes)
         meta = self.header.meta
         get = lambda key, default=None: meta.get(f"llama.{key}", default)
+        self.n_ctx = get("context_length")
         self.n_layer = get("block_count")
         self.n_embd = get("embedding_length")
         self.n_head = get("attention.head_count")
@@ -128,15 +129,18 @@ def transformers_logits(m, ids):
             rows, columns)
 
     tied = not m.has("output.weight")
-    scaling = None
+    rope = {"rope_type": "default", "rope_theta": m.base}
     if m.scaling == "linear":
-        scaling = {"rope_type": "linear", "factor": m.factor}
+        rope |= {"rope_type": "linear", "factor": m.factor}
+    if m.has("rope_freqs.weight"):  # what mkmodel --rope-llama3 stands for
+        rope |= {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                 "high_freq_factor": 4.0, "original_max_position_embeddings": m.n_ctx}
     n_ff = m.header.tensors["blk.0.ffn_up.weight"][1][1]
     config = transformers.LlamaConfig(
         vocab_size=m.n_vocab, hidden_size=m.n_embd, intermediate_size=n_ff,
         num_hidden_layers=m.n_layer, num_attention_heads=m.n_head,
         num_key_value_heads=m.n_kv_head, head_dim=m.head_dim, rms_norm_eps=m.eps,
-        rope_theta=m.base, rope_scaling=scaling, tie_word_embeddings=tied,
+        rope_parameters=rope, tie_word_embeddings=tied,
         max_position_embeddings=4096, attn_implementation="eager")
     model = transformers.LlamaForCausalLM(config).double().eval()
     state = {"model.embed_tokens.weight": m.tensor("token_embd.weight"),
@@ -153,10 +157,6 @@ def transformers_logits(m, ids):
             t = unpermute(t, m.n_kv_head) if ours == "attn_k" else t
             state[f"model.layers.{i}.{theirs}.weight"] = t
     model.load_state_dict({k: torch.tensor(np.ascontiguousarray(v)) for k, v in state.items()})
-    rotary = model.model.rotary_emb
-    rotary.inv_freq = torch.tensor(m.angles_per_position())
-    if m.scaling == "llama3":  # the divisors of the file are their formula's, float32 in both
-        config.rope_scaling = None
     with torch.no_grad():
         return model(torch.tensor([ids.tolist()])).logits[0, -1].numpy()
 
