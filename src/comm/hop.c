@@ -8,14 +8,15 @@
 #include <string.h>
 
 enum {
-    QUEUE = 256, /* microbatches at each end of a connection; many times what a scheduler keeps on a ring */
+    QUEUE = 256, /* microbatches at each end of a connection; many times what a scheduler keeps on a
+                    ring */
     JOIN_MS = 8000,
     TAKE_MESSAGES = 64, /* looked at in one go: a flood of strangers' does not hold up the rest */
     BIND_PATIENCE_MS = 2000, /* an earlier session's socket is closed in the background */
 };
 
-sh_err sh_hop_open(sh_hop *h, void *ctx, const uint8_t session[SH_SESSION_BYTES], const sh_load *load,
-                   const char *host, int port)
+sh_err sh_hop_open(sh_hop *h, void *ctx, const uint8_t session[SH_SESSION_BYTES],
+                   const sh_load *load, const char *host, int port)
 {
     *h = (sh_hop){.ctx = ctx, .n_embd = load->n_embd};
     h->limits = (sh_step_limits){load->n_slot, load->n_ctx, load->n_batch};
@@ -61,8 +62,10 @@ sh_err sh_hop_watch(sh_hop *h)
     }
     if (h->state != SH_HOP_JOINING || sh_link_now_ms() < h->join_until_ms) return SH_OK;
     h->state = SH_HOP_CUT;
-    return sh_fail(SH_EPEER, "no data connection to the next node, %s, within %d s: is the address of "
-                   "the nodes file reachable from here?", h->next, JOIN_MS / 1000);
+    return sh_fail(SH_EPEER,
+                   "no data connection to the next node, %s, within %d s: is the address of "
+                   "the nodes file reachable from here?",
+                   h->next, JOIN_MS / 1000);
 }
 
 sh_err sh_hop_send(sh_hop *h, const sh_step *step, const float *x, bool *sent)
@@ -77,8 +80,7 @@ sh_err sh_hop_send(sh_hop *h, const sh_step *step, const float *x, bool *sent)
     sh_wire_put_floats(zmq_msg_data(&body), x, n);
     if (sh_link_send(&h->out, h->buf.p, h->buf.n, ZMQ_SNDMORE)) {
         int r;
-        do
-            r = zmq_msg_send(&body, h->out.sock, ZMQ_DONTWAIT);
+        do r = zmq_msg_send(&body, h->out.sock, ZMQ_DONTWAIT);
         while (r < 0 && zmq_errno() == EINTR);
         *sent = r >= 0; /* if not, ZeroMQ has taken the first part back */
     }
@@ -92,8 +94,8 @@ static sh_err take(sh_hop *h, const sh_message *m, sh_step *step, float *x)
     SH_TRY(sh_wire_get_step(step, head, zmq_msg_size(&m->part[0]), &h->limits));
     size_t n = (size_t)step->n_tok * h->n_embd;
     if (m->n != 2 || zmq_msg_size(&m->part[1]) != n * 4)
-        return sh_fail(SH_EPEER, "step %" PRIu64 " came without its %zu bytes of activations", step->id,
-                       n * 4);
+        return sh_fail(SH_EPEER, "step %" PRIu64 " came without its %zu bytes of activations",
+                       step->id, n * 4);
     sh_wire_get_floats(x, zmq_msg_data((zmq_msg_t *)&m->part[1]), n);
     return SH_OK;
 }
@@ -104,7 +106,8 @@ sh_err sh_hop_recv(sh_hop *h, bool *got, sh_step *step, float *x)
     sh_err err = SH_OK;
     *got = false;
     for (int i = 0; i < TAKE_MESSAGES && !*got && !err && sh_link_recv(&h->in, &m); i++) {
-        if (m.n && sh_wire_is_step_of(zmq_msg_data(&m.part[0]), zmq_msg_size(&m.part[0]), h->session)) {
+        if (m.n &&
+            sh_wire_is_step_of(zmq_msg_data(&m.part[0]), zmq_msg_size(&m.part[0]), h->session)) {
             err = take(h, &m, step, x);
             *got = err == SH_OK;
         } else {

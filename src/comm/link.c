@@ -1,9 +1,10 @@
 /* ZeroMQ, as the ring uses it.
  *
- * A peer's life is watched on control connections by ZeroMQ's heartbeats: its I/O thread answers them,
- * so a node that computes or loads for minutes is alive, and one whose process is stopped or whose
- * host is gone is not. Data connections have none: a heartbeat would wait its turn behind megabytes of
- * activations on a slow link; there the kernel gives up on bytes that nobody acknowledges. */
+ * A peer's life is watched on control connections by ZeroMQ's heartbeats: its I/O thread answers
+ * them, so a node that computes or loads for minutes is alive, and one whose process is stopped or
+ * whose host is gone is not. Data connections have none: a heartbeat would wait its turn behind
+ * megabytes of activations on a slow link; there the kernel gives up on bytes that nobody
+ * acknowledges. */
 #define _GNU_SOURCE
 #include "comm/link.h"
 
@@ -96,8 +97,8 @@ void sh_link_close(sh_link *l, int linger_ms)
 
 /* ---- addresses ---- */
 
-/* The lookup runs in a thread of the C library: a name server that is silent may hold it for minutes.
- * The request is then left to it for good, because it cannot be called back. */
+/* The lookup runs in a thread of the C library: a name server that is silent may hold it for
+ * minutes. The request is then left to it for good, because it cannot be called back. */
 static sh_err look_up(const char *host, int timeout_ms, struct addrinfo **out)
 {
     struct {
@@ -116,16 +117,17 @@ static sh_err look_up(const char *host, int timeout_ms, struct addrinfo **out)
         while ((e = gai_error(&ask->cb)) == EAI_INPROGRESS) {
             int64_t left = until - sh_link_now_ms();
             if (left <= 0)
-                return sh_fail(SH_EPEER, "the name %s does not resolve: no answer from the name server",
-                               host);
+                return sh_fail(
+                    SH_EPEER, "the name %s does not resolve: no answer from the name server", host);
             gai_suspend(wait, 1, &(struct timespec){left / 1000, left % 1000 * 1000000});
         }
         *out = ask->cb.ar_result;
     }
     free(ask);
     if (e == 0 && *out) return SH_OK;
-    return sh_fail(SH_EPEER, "the name %s does not resolve (%s); write a known name or an IP address",
-                   host, e ? gai_strerror(e) : "no address");
+    return sh_fail(SH_EPEER,
+                   "the name %s does not resolve (%s); write a known name or an IP address", host,
+                   e ? gai_strerror(e) : "no address");
 }
 
 /* IPv4 goes first where a name has both: "localhost" does, and people bind 127.0.0.1. */
@@ -140,21 +142,26 @@ static sh_err resolve(const char *host, int timeout_ms, char *numeric, size_t ca
             break;
         }
     *v6 = a->ai_family == AF_INET6;
-    int e = getnameinfo(a->ai_addr, a->ai_addrlen, numeric, (socklen_t)cap, NULL, 0, NI_NUMERICHOST);
+    int e =
+        getnameinfo(a->ai_addr, a->ai_addrlen, numeric, (socklen_t)cap, NULL, 0, NI_NUMERICHOST);
     freeaddrinfo(list);
-    return e ? sh_fail(SH_EPEER, "the name %s does not resolve (%s)", host, gai_strerror(e)) : SH_OK;
+    return e ? sh_fail(SH_EPEER, "the name %s does not resolve (%s)", host, gai_strerror(e))
+             : SH_OK;
 }
 
 static sh_err bind_failure(int e, const char *host, int port)
 {
     const char *l = strchr(host, ':') ? "[" : "", *r = *l ? "]" : "";
     if (e == EADDRINUSE)
-        return sh_fail(SH_EARG, "%s%s%s:%d is in use; choose another port or end what listens there", l,
+        return sh_fail(SH_EARG,
+                       "%s%s%s:%d is in use; choose another port or end what listens there", l,
                        host, r, port);
     if (e == EADDRNOTAVAIL || e == ENODEV)
-        return sh_fail(SH_EARG, "%s%s%s:%d: this machine does not have that address", l, host, r, port);
+        return sh_fail(SH_EARG, "%s%s%s:%d: this machine does not have that address", l, host, r,
+                       port);
     if (e == EACCES)
-        return sh_fail(SH_EARG, "%s%s%s:%d: not allowed; choose a port above 1023", l, host, r, port);
+        return sh_fail(SH_EARG, "%s%s%s:%d: not allowed; choose a port above 1023", l, host, r,
+                       port);
     return sh_fail(SH_ESYS, "cannot listen on %s%s%s:%d: %s", l, host, r, port, zmq_strerror(e));
 }
 
@@ -201,7 +208,8 @@ sh_err sh_link_connect(sh_link *l, const char *host, int port, int timeout_ms)
     snprintf(endpoint, sizeof endpoint, v6 ? "tcp://[%s]:%d" : "tcp://%s:%d", numeric, port);
     set_int(l->sock, ZMQ_IPV6, v6);
     if (zmq_connect(l->sock, endpoint) == 0) return SH_OK;
-    return sh_fail(SH_EPEER, "cannot connect to %s port %d: %s", host, port, zmq_strerror(zmq_errno()));
+    return sh_fail(SH_EPEER, "cannot connect to %s port %d: %s", host, port,
+                   zmq_strerror(zmq_errno()));
 }
 
 /* ---- messages ---- */
@@ -261,8 +269,7 @@ void sh_message_close(sh_message *m)
 bool sh_link_send(sh_link *l, const void *p, size_t n, int flags)
 {
     int sent;
-    do
-        sent = zmq_send(l->sock, p, n, flags | ZMQ_DONTWAIT);
+    do sent = zmq_send(l->sock, p, n, flags | ZMQ_DONTWAIT);
     while (sent < 0 && zmq_errno() == EINTR);
     return sent >= 0;
 }
@@ -276,7 +283,9 @@ void sh_drops_note(sh_drops *d, const char *where, const sh_message *m)
     }
     const char *peer = m->n ? zmq_msg_gets(&m->part[m->n - 1], "Peer-Address") : NULL;
     size_t n = m->n ? zmq_msg_size(&m->part[m->n - 1]) : 0;
-    sh_log(SH_LOG_WARN, "dropped a message on the %s connection that is not of this session (from %s, %zu "
-           "bytes; %u more before)", where, peer ? peer : "an unknown peer", n, d->n_more);
+    sh_log(SH_LOG_WARN,
+           "dropped a message on the %s connection that is not of this session (from %s, %zu "
+           "bytes; %u more before)",
+           where, peer ? peer : "an unknown peer", n, d->n_more);
     *d = (sh_drops){.quiet_until_ms = now + DROP_QUIET_MS};
 }

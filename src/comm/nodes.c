@@ -1,4 +1,5 @@
-/* The file of nodes, and "HOST:PORT" strings: text to addresses, with a sentence for every mistake. */
+/* The file of nodes, and "HOST:PORT" strings: text to addresses, with a sentence for every mistake.
+ */
 #define _GNU_SOURCE
 #include "comm/nodes.h"
 
@@ -17,10 +18,12 @@ enum { MAX_FILE_BYTES = 1 << 20 };
 
 /* ---- addresses ---- */
 
-/* Names, IPv4, and IPv6 with a zone. Also keeps signs away that mean something in ZeroMQ's addresses. */
+/* Names, IPv4, and IPv6 with a zone. Also keeps signs away that mean something in ZeroMQ's
+ * addresses. */
 static bool is_host(const char *s, size_t n)
 {
-    static const char letters[] = "0123456789.abcdefABCDEFghijklmnopqrstuvwxyzGHIJKLMNOPQRSTUVWXYZ-_";
+    static const char letters[] =
+        "0123456789.abcdefABCDEFghijklmnopqrstuvwxyzGHIJKLMNOPQRSTUVWXYZ-_";
     const char *colon = memchr(s, ':', n), *zone = colon ? memchr(s, '%', n) : NULL;
     size_t n_plain = sizeof letters - 1;
     if (n == 0 || n >= sizeof((sh_node_addr *)0)->host) return false;
@@ -122,7 +125,8 @@ static sh_err get_node(sh_node_addr *a, const json_t *node, bool starter, const 
     if (!host || !is_host(host, strlen(host)))
         return bad(w, ".addr must be a host name or an IP address, without a port");
     if (is_every_address(host))
-        return bad(w, ".addr is %s; write the address at which the other nodes reach this one", host);
+        return bad(w, ".addr is %s; write the address at which the other nodes reach this one",
+                   host);
     snprintf(a->host, sizeof a->host, "%s", host);
     SH_TRY(get_group(&control, node, "communication", !starter, w));
     SH_TRY(get_group(&data, node, "inference", false, w));
@@ -142,8 +146,9 @@ static sh_err check_twice(const sh_nodes *n, const char *file)
         for (int k = 0; port && k < i; k++) {
             const sh_node_addr *b = k / 2 ? &n->secondary[k / 2 - 1] : &n->starter;
             if (port == (k % 2 ? b->port_in : b->port) && !strcasecmp(a->host, b->host))
-                return sh_fail(SH_EFILE, "%s: port %d of %s is given twice; every node needs its own",
-                               file, port, a->host);
+                return sh_fail(SH_EFILE,
+                               "%s: port %d of %s is given twice; every node needs its own", file,
+                               port, a->host);
         }
     }
     return SH_OK;
@@ -154,7 +159,8 @@ static sh_err get_nodes(sh_nodes *out, const json_t *root, const char *name)
     where w = {.file = name, .key = "nodes"};
     const json_t *nodes = json_object_get(root, "nodes");
     if (!nodes && json_object_get(root, "addr"))
-        return bad(&w, " is missing; this is the file of a single node, give that of the whole ring");
+        return bad(&w,
+                   " is missing; this is the file of a single node, give that of the whole ring");
     if (!nodes) return bad(&w, " is missing");
     const json_t *starter = json_object_get(nodes, "starter");
     const json_t *secondary = json_object_get(nodes, "secondary");

@@ -17,10 +17,10 @@
 #include "comm/wire.h"
 
 enum {
-    RETRY_MS = 100,      /* between attempts to connect: a worker may be just starting */
-    CONTROL_QUEUE = 64,  /* frames */
-    BLAME_MS = 500,      /* see complain */
-    LOOK_MS = 100,       /* longest time without a look at the secondaries */
+    RETRY_MS = 100,     /* between attempts to connect: a worker may be just starting */
+    CONTROL_QUEUE = 64, /* frames */
+    BLAME_MS = 500,     /* see complain */
+    LOOK_MS = 100,      /* longest time without a look at the secondaries */
     CLOSE_LINGER_MS = 1000,
 };
 
@@ -124,10 +124,11 @@ static sh_err watch_connection(sh_ring *r, node *d)
         if (event != ZMQ_EVENT_DISCONNECTED || !d->shaken) continue;
         if (r->blame_at_ms && r->complainer == d) /* it has said why */
             return sh_fail(SH_EPEER, "%s", r->complaint);
-        return sh_fail(SH_EPEER,
-                       "node %s was lost: its process ended or its host cannot be reached; start its "
-                       "worker again and repeat the command",
-                       d->name);
+        return sh_fail(
+            SH_EPEER,
+            "node %s was lost: its process ended or its host cannot be reached; start its "
+            "worker again and repeat the command",
+            d->name);
     }
     return SH_OK;
 }
@@ -143,7 +144,8 @@ static sh_err look(sh_ring *r)
     return SH_OK;
 }
 
-/* Waits until something may have happened, timeout_ms at most, and looks. *stopped: a signal came. */
+/* Waits until something may have happened, timeout_ms at most, and looks. *stopped: a signal came.
+ */
 static sh_err wait_and_look(sh_ring *r, int timeout_ms, bool *stopped)
 {
     int n = 0;
@@ -151,8 +153,10 @@ static sh_err wait_and_look(sh_ring *r, int timeout_ms, bool *stopped)
         r->poll[n++] = (zmq_pollitem_t){.socket = r->node[i].link.sock, .events = ZMQ_POLLIN};
         r->poll[n++] = (zmq_pollitem_t){.socket = r->node[i].link.mon, .events = ZMQ_POLLIN};
     }
-    if (r->hop.out.mon) r->poll[n++] = (zmq_pollitem_t){.socket = r->hop.out.mon, .events = ZMQ_POLLIN};
-    if (r->hop.in.sock) r->poll[n++] = (zmq_pollitem_t){.socket = r->hop.in.sock, .events = ZMQ_POLLIN};
+    if (r->hop.out.mon)
+        r->poll[n++] = (zmq_pollitem_t){.socket = r->hop.out.mon, .events = ZMQ_POLLIN};
+    if (r->hop.in.sock)
+        r->poll[n++] = (zmq_pollitem_t){.socket = r->hop.in.sock, .events = ZMQ_POLLIN};
     if (r->blame_at_ms || r->hop.state == SH_HOP_JOINING || timeout_ms < 0)
         timeout_ms = timeout_ms < 0 || timeout_ms > LOOK_MS ? LOOK_MS : timeout_ms;
     int ready = zmq_poll(r->poll, n, timeout_ms);
@@ -204,14 +208,19 @@ static sh_err no_answer(const sh_ring *r, int timeout_ms)
     }
     if (n_more) snprintf(names, sizeof names, " (nor do %d others)", n_more);
     if (first->shaken)
-        return sh_fail(SH_EPEER, "node %s takes connections but did not answer within %.1f s%s; it may be "
-                       "busy for an earlier starter: try again later", first->name, timeout_ms / 1e3,
-                       names);
+        return sh_fail(SH_EPEER,
+                       "node %s takes connections but did not answer within %.1f s%s; it may be "
+                       "busy for an earlier starter: try again later",
+                       first->name, timeout_ms / 1e3, names);
     if (first->connected)
-        return sh_fail(SH_EPEER, "what listens at %s does not answer as a shoal worker does%s; check the "
-                       "address, or start the worker there again", first->name, names);
-    return sh_fail(SH_EPEER, "node %s does not answer%s, tried for %.1f s; start `shoal worker --listen "
-                   "%s` there", first->name, names, timeout_ms / 1e3, first->name);
+        return sh_fail(SH_EPEER,
+                       "what listens at %s does not answer as a shoal worker does%s; check the "
+                       "address, or start the worker there again",
+                       first->name, names);
+    return sh_fail(SH_EPEER,
+                   "node %s does not answer%s, tried for %.1f s; start `shoal worker --listen "
+                   "%s` there",
+                   first->name, names, timeout_ms / 1e3, first->name);
 }
 
 static sh_err greet(sh_ring *r, const sh_nodes *nodes, int timeout_ms)
@@ -314,7 +323,8 @@ sh_err sh_ring_load(sh_ring *r, const sh_load *load)
     if (r->hop.state != SH_HOP_CLOSED) return sh_fail(SH_EARG, "a ring is loaded once");
     for (int i = 0; i < r->n_node; i++) SH_TRY(sh_wire_check_load(&load[i]));
     sh_err err = sh_hop_open(&r->hop, r->ctx, r->session, &load[0], s->host, s->port_in);
-    if (err) return sh_fail_in(err, "the starter's address for activations (addr, inference.port_in)");
+    if (err)
+        return sh_fail_in(err, "the starter's address for activations (addr, inference.port_in)");
     err = load_all(r, load);
     return err == SH_EPEER ? lose(r) : err;
 }
@@ -328,12 +338,14 @@ sh_err sh_ring_send(sh_ring *r, const sh_step *step, const float *x)
         bool sent;
         SH_TRY(sh_hop_send(&r->hop, step, x, &sent));
         if (sent) return SH_OK;
-        /* Lost, which the look finds out within BLAME_MS; or hundreds of microbatches are on the ring. */
+        /* Lost, which the look finds out within BLAME_MS; or hundreds of microbatches are on the
+         * ring. */
         SH_TRY(wait_and_look(r, 1, NULL));
     }
 }
 
-sh_err sh_ring_recv(sh_ring *r, int timeout_ms, bool *got, uint64_t *step_id, uint32_t *n_tok, float *x)
+sh_err sh_ring_recv(sh_ring *r, int timeout_ms, bool *got, uint64_t *step_id, uint32_t *n_tok,
+                    float *x)
 {
     int64_t until = sh_link_now_ms() + timeout_ms;
     bool stopped = false;

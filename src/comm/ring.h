@@ -54,7 +54,8 @@ sh_err sh_ring_load(sh_ring *r, const sh_load *load);
 sh_err sh_ring_send(sh_ring *r, const sh_step *step, const float *x);
 
 /** The next microbatch that has gone round: its step id and x (n_tok, n_embd) copied to x, which has
- *  room for n_batch tokens. Waits up to timeout_ms (-1 no limit); *got false if none came.
+ *  room for n_batch tokens. Waits up to timeout_ms (-1 no limit); *got false if none came, or a signal
+ *  interrupted the wait.
  *  SH_EPEER: a node was lost or reported a failure; the sentence names the node; found within 10 s
  *  even if the node's host vanished. The ring can then only be closed. */
 sh_err sh_ring_recv(sh_ring *r, int timeout_ms, bool *got, uint64_t *step_id, uint32_t *n_tok,
@@ -84,6 +85,8 @@ typedef enum sh_worker_event {
  *  SH_WORKER_STEP *step and x (room for n_batch tokens as given in `load`). */
 sh_err sh_worker_wait(sh_worker_link *w, int stop_fd, sh_worker_event *event, sh_load *load,
                       sh_step *step, float *x);
+/* If the session has ended meanwhile, these do nothing, and the next wait gives SH_WORKER_END (not
+ * after a refusal or a failure of the caller's own: those end the session as the caller knows). */
 sh_err sh_worker_ready(sh_worker_link *w);
 sh_err sh_worker_refuse(sh_worker_link *w, const char *sentence);
 /** Sends the microbatch on to the next node. */

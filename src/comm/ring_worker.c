@@ -1,8 +1,8 @@
 /* A secondary's side of the ring: serves one starter after the other, and nobody else.
  *
- * A session belongs to the connection that its HELLO came by: ZeroMQ's name for that connection (the
- * routing id) is unique to it, and the descriptor under it is what the end of the connection is
- * reported with. Whatever other connections bring or do is logged and changes nothing. */
+ * A session belongs to the connection that its HELLO came by: ZeroMQ's name for that connection
+ * (the routing id) is unique to it, and the descriptor under it is what the end of the connection
+ * is reported with. Whatever other connections bring or do is logged and changes nothing. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
@@ -18,10 +18,10 @@
 #include "comm/wire.h"
 
 enum {
-    SILENT_MS = 10000,   /* a starter that greeted and then asks for nothing gives way after this */
-    LOOK_MS = 250,       /* longest wait while something has a deadline */
-    LOOK_MESSAGES = 64,  /* taken in at one look: a flood of them does not hold up the rest */
-    FULL_QUEUE_MS = 20,  /* between attempts to hand a microbatch on */
+    SILENT_MS = 10000,  /* a starter that greeted and then asks for nothing gives way after this */
+    LOOK_MS = 250,      /* longest wait while something has a deadline */
+    LOOK_MESSAGES = 64, /* taken in at one look: a flood of them does not hold up the rest */
+    FULL_QUEUE_MS = 20, /* between attempts to hand a microbatch on */
     CLOSE_LINGER_MS = 500,
     CONTROL_QUEUE = 64,
     MAX_ID_BYTES = 255,
@@ -117,7 +117,8 @@ static void watch_connections(sh_worker_link *w)
     int event, fd;
     while (sh_link_event(&w->control, &event, &fd)) {
         if (event != ZMQ_EVENT_DISCONNECTED || w->state == IDLE || fd != w->fd) continue;
-        sh_log(w->state == GREETED ? SH_LOG_INFO : SH_LOG_WARN, "the starter at %s was lost", w->peer);
+        sh_log(w->state == GREETED ? SH_LOG_INFO : SH_LOG_WARN, "the starter at %s was lost",
+               w->peer);
         end_session(w);
     }
 }
@@ -132,11 +133,15 @@ static void get_hello(sh_worker_link *w, const sh_message *m, const sh_frame *he
     if (w->state == GREETED && sh_link_now_ms() - w->greeted_ms >= SILENT_MS)
         refuse(w, "nothing was asked for 10 s and another starter came");
     if (hello->protocol != SH_PROTOCOL)
-        snprintf(no.text, sizeof no.text, "it speaks protocol %d, the starter %u; use the same version "
-                 "of shoal on all nodes", SH_PROTOCOL, hello->protocol);
+        snprintf(no.text, sizeof no.text,
+                 "it speaks protocol %d, the starter %u; use the same version "
+                 "of shoal on all nodes",
+                 SH_PROTOCOL, hello->protocol);
     else if (w->state != IDLE)
-        snprintf(no.text, sizeof no.text, "it is busy with a starter at %s; try again when that has "
-                 "ended", w->peer);
+        snprintf(no.text, sizeof no.text,
+                 "it is busy with a starter at %s; try again when that has "
+                 "ended",
+                 w->peer);
     if (no.text[0]) {
         sh_log(SH_LOG_INFO, "refused a starter at %s: %s", peer ? peer : "?", no.text);
         send_to(w, zmq_msg_data(id), zmq_msg_size(id), &no);
@@ -201,8 +206,8 @@ static void get_message(sh_worker_link *w, const sh_message *m)
     } else if (ours) {
         get_frame(w, &f);
     } else if (good && f.type == SH_FRAME_HELLO) {
-        /* An earlier connection's end is told before a later one can have its descriptor: read it now,
-         * so that it is not taken for the end of this one. */
+        /* An earlier connection's end is told before a later one can have its descriptor: read it
+         * now, so that it is not taken for the end of this one. */
         watch_connections(w);
         get_hello(w, m, &f);
     } else if (!good || f.type != SH_FRAME_END) { /* a starter says END also after it was refused */
@@ -273,8 +278,10 @@ static sh_err wait_some(sh_worker_link *w, int stop_fd, bool *stop)
     int n = 0, timeout_ms = w->state == JOINING ? LOOK_MS : -1;
     item[n++] = (zmq_pollitem_t){.socket = w->control.sock, .events = ZMQ_POLLIN};
     item[n++] = (zmq_pollitem_t){.socket = w->control.mon, .events = ZMQ_POLLIN};
-    if (takes_steps(w)) item[n++] = (zmq_pollitem_t){.socket = w->hop.in.sock, .events = ZMQ_POLLIN};
-    if (w->hop.out.mon) item[n++] = (zmq_pollitem_t){.socket = w->hop.out.mon, .events = ZMQ_POLLIN};
+    if (takes_steps(w))
+        item[n++] = (zmq_pollitem_t){.socket = w->hop.in.sock, .events = ZMQ_POLLIN};
+    if (w->hop.out.mon)
+        item[n++] = (zmq_pollitem_t){.socket = w->hop.out.mon, .events = ZMQ_POLLIN};
     if (stop_fd >= 0) item[n++] = (zmq_pollitem_t){.fd = stop_fd, .events = ZMQ_POLLIN};
     int ready = zmq_poll(item, n, timeout_ms);
     if (ready < 0 && zmq_errno() != EINTR)

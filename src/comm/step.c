@@ -1,5 +1,5 @@
-/* Steps: built by the scheduler, and taken apart again with every number checked against the limits,
- * so that a node can follow a step it received without asking further. */
+/* Steps: built by the scheduler, and taken apart again with every number checked against the
+ * limits, so that a node can follow a step it received without asking further. */
 #include "comm/step.h"
 
 #include <inttypes.h>
@@ -7,7 +7,14 @@
 
 #include "base/mem.h"
 
-enum { HEAD_BYTES = 16, OP_BYTES = 13, SEQ_BYTES = 13, FLAG_PROMPT = 1, FLAG_LOGITS = 2, OPS_PER_SLOT = 4 };
+enum {
+    HEAD_BYTES = 16,
+    OP_BYTES = 13,
+    SEQ_BYTES = 13,
+    FLAG_PROMPT = 1,
+    FLAG_LOGITS = 2,
+    OPS_PER_SLOT = 4
+};
 
 void sh_step_encode(const sh_step *s, sh_buf *b)
 {
@@ -43,11 +50,13 @@ static sh_err get_op(sh_step *s, sh_cursor *c, const sh_step_limits *limits)
     op.src = sh_get_u32(c);
     op.n_pos = sh_get_u32(c);
     if (kind != SH_OP_FREE && kind != SH_OP_FORK)
-        return sh_fail(SH_EPEER, "step %" PRIu64 " has an operation of unknown kind %u", s->id, kind);
+        return sh_fail(SH_EPEER, "step %" PRIu64 " has an operation of unknown kind %u", s->id,
+                       kind);
     if (op.slot >= limits->n_slot || op.src >= limits->n_slot || op.n_pos > limits->n_ctx)
         return sh_fail(SH_EPEER, "step %" PRIu64 " has an operation out of range", s->id);
     if (op.kind == SH_OP_FORK && op.slot == op.src)
-        return sh_fail(SH_EPEER, "step %" PRIu64 " forks slot %" PRIu32 " from itself", s->id, op.slot);
+        return sh_fail(SH_EPEER, "step %" PRIu64 " forks slot %" PRIu32 " from itself", s->id,
+                       op.slot);
     return sh_step_add_op(s, op);
 }
 
@@ -64,7 +73,8 @@ static sh_err get_seq(sh_step *s, sh_cursor *c, const sh_step_limits *limits)
     if (q.slot >= limits->n_slot || q.pos > limits->n_ctx || q.n_tok > limits->n_ctx - q.pos)
         return sh_fail(SH_EPEER, "step %" PRIu64 " has a sequence out of range", s->id);
     if (q.n_tok == 0 || q.n_tok > limits->n_batch - s->n_tok)
-        return sh_fail(SH_EPEER, "step %" PRIu64 " has an empty sequence or more than %" PRIu32 " tokens",
+        return sh_fail(SH_EPEER,
+                       "step %" PRIu64 " has an empty sequence or more than %" PRIu32 " tokens",
                        s->id, limits->n_batch);
     return sh_step_add_seq(s, q);
 }
@@ -103,7 +113,8 @@ sh_err sh_step_add_seq(sh_step *s, sh_step_seq seq)
     if (seq.n_tok == 0 || seq.n_tok > UINT32_MAX - s->n_tok)
         return sh_fail(SH_EARG, "step %" PRIu64 ": a run of %" PRIu32 " tokens does not fit", s->id,
                        seq.n_tok);
-    SH_TRY(sh_grow(&s->seq, &s->cap_seq, (size_t)s->n_seq + 1, sizeof *s->seq, "a step's sequences"));
+    SH_TRY(
+        sh_grow(&s->seq, &s->cap_seq, (size_t)s->n_seq + 1, sizeof *s->seq, "a step's sequences"));
     s->seq[s->n_seq++] = seq;
     s->n_tok += seq.n_tok;
     return SH_OK;

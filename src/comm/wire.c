@@ -1,4 +1,5 @@
-/* The frames of the ring: structs to bytes and back, every length and range checked on the way in. */
+/* The frames of the ring: structs to bytes and back, every length and range checked on the way in.
+ */
 #define _GNU_SOURCE
 #include "comm/wire.h"
 
@@ -98,8 +99,8 @@ static void get_load(sh_cursor *c, sh_load *l)
 sh_err sh_wire_check_load(const sh_load *l)
 {
     if (l->n_stage > SH_MAX_STAGE || l->stage >= l->n_stage)
-        return sh_fail(SH_EARG, "stage %" PRIu32 " of %" PRIu32 ": there can be at most %d", l->stage,
-                       l->n_stage, SH_MAX_STAGE);
+        return sh_fail(SH_EARG, "stage %" PRIu32 " of %" PRIu32 ": there can be at most %d",
+                       l->stage, l->n_stage, SH_MAX_STAGE);
     if (l->layer_lo > l->layer_hi)
         return sh_fail(SH_EARG, "layers %" PRIu32 " to %" PRIu32 " are not a range", l->layer_lo,
                        l->layer_hi);
@@ -107,7 +108,8 @@ sh_err sh_wire_check_load(const sh_load *l)
         return sh_fail(SH_EARG, "a size of the session is 0 or there are over a million slots");
     if ((uint64_t)l->n_embd * l->n_batch > SH_ACTIVATION_MAX_BYTES / 4)
         return sh_fail(SH_EARG,
-                       "a microbatch of %" PRIu32 " tokens with %" PRIu32 " floats is over 1 GiB; make "
+                       "a microbatch of %" PRIu32 " tokens with %" PRIu32
+                       " floats is over 1 GiB; make "
                        "it smaller",
                        l->n_batch, l->n_embd);
     return SH_OK;

@@ -1,6 +1,6 @@
 /* The frames of the ring, as bytes: what docs/protocol.md says. Every frame begins with the magic
- * "shoa", the protocol version and the type; all numbers are little-endian; a frame is exactly as long
- * as its fields. */
+ * "shoa", the protocol version and the type; all numbers are little-endian; a frame is exactly as
+ * long as its fields. */
 #ifndef SH_COMM_WIRE_H
 #define SH_COMM_WIRE_H
 
@@ -15,8 +15,9 @@
 
 enum {
     SH_SESSION_BYTES = 16,
-    SH_STEP_HEAD_BYTES = 8 + SH_SESSION_BYTES, /* before the step in the first part of a data message */
-    SH_CONTROL_MAX_BYTES = 2048,               /* longest control frame that is taken in */
+    SH_STEP_HEAD_BYTES =
+        8 + SH_SESSION_BYTES,    /* before the step in the first part of a data message */
+    SH_CONTROL_MAX_BYTES = 2048, /* longest control frame that is taken in */
     SH_ACTIVATION_MAX_BYTES = 1 << 30,
 };
 
@@ -40,9 +41,9 @@ typedef struct sh_frame {
     uint8_t session[SH_SESSION_BYTES]; /* HELLO */
     sh_welcome welcome;                /* WELCOME */
     sh_load load;                      /* LOAD */
-    uint16_t port;                     /* LOAD: data port to bind, 0 any. READY: the one bound. START: the next's */
-    char host[256];                    /* START: the next node's address */
-    char text[1024];                   /* REFUSE, FAIL: a sentence. START: the next node's name in messages */
+    uint16_t port;   /* LOAD: data port to bind, 0 any. READY: the one bound. START: the next's */
+    char host[256];  /* START: the next node's address */
+    char text[1024]; /* REFUSE, FAIL: a sentence. START: the next node's name in messages */
 } sh_frame;
 
 /** Appends the frame. Sentences are cut at 1023 bytes; control characters in them become spaces. */

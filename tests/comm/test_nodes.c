@@ -19,9 +19,12 @@ static const char whole[] =
     "  \"starter\": {\"addr\": \"192.168.1.2\", \"communication\": {\"port\": 8088},\n"
     "    \"inference\": {\"port_in\": 5088, \"port_out\": 5089}, \"device\": \"cuda:0\"},\n"
     "  \"secondary\": [\n"
-    "    {\"addr\": \"192.168.1.3\", \"communication\": {\"starter_addr\": \"192.168.1.2\", \"port\": 8089},\n"
-    "     \"inference\": {\"port_in\": 5090, \"port_out\": 5091}, \"device\": \"cuda\", \"colour\": [1]},\n"
-    "    {\"addr\": \"pi3.local\", \"communication\": {\"port\": 8089}, \"inference\": {\"port_in\": 5090}},\n"
+    "    {\"addr\": \"192.168.1.3\", \"communication\": {\"starter_addr\": \"192.168.1.2\", "
+    "\"port\": 8089},\n"
+    "     \"inference\": {\"port_in\": 5090, \"port_out\": 5091}, \"device\": \"cuda\", "
+    "\"colour\": [1]},\n"
+    "    {\"addr\": \"pi3.local\", \"communication\": {\"port\": 8089}, \"inference\": "
+    "{\"port_in\": 5090}},\n"
     "    {\"addr\": \"fe80::1%eth0\", \"communication\": {\"port\": 65535}}\n"
     "  ] } }";
 
@@ -60,7 +63,8 @@ static void test_small(void **state)
 {
     (void)state;
     sh_nodes n;
-    assert_int_equal(parse(&n, "{\"nodes\":{\"starter\":{\"addr\":\"a\"},\"secondary\":[]}}"), SH_OK);
+    assert_int_equal(parse(&n, "{\"nodes\":{\"starter\":{\"addr\":\"a\"},\"secondary\":[]}}"),
+                     SH_OK);
     assert_int_equal(n.n_secondary, 0);
     assert_int_equal(n.starter.port, 0);
     assert_int_equal(n.starter.port_in, 0);
@@ -85,7 +89,8 @@ static void test_mistakes(void **state)
 {
     (void)state;
 #define NODE(addr, port) "{\"addr\":" addr ",\"communication\":{\"port\":" port "}}"
-#define RING(starter, secondary) "{\"nodes\":{\"starter\":" starter ",\"secondary\":[" secondary "]}}"
+#define RING(starter, secondary)                                                                   \
+    "{\"nodes\":{\"starter\":" starter ",\"secondary\":[" secondary "]}}"
 #define A NODE("\"a\"", "1")
     const struct {
         const char *text, *says;
@@ -109,7 +114,8 @@ static void test_mistakes(void **state)
         {RING("{\"addr\":\"0.0.0.0\"}", ""), "other nodes reach"},
         {RING("{\"addr\":\"a\",\"communication\":1}", ""), "nodes.starter.communication must be"},
         {RING(A, "{\"addr\":\"b\"}"), "nodes.secondary[0].communication is missing"},
-        {RING(A, "{\"addr\":\"b\",\"communication\":{}}"), "secondary[0].communication.port is missing"},
+        {RING(A, "{\"addr\":\"b\",\"communication\":{}}"),
+         "secondary[0].communication.port is missing"},
         {RING(A, NODE("\"b\"", "0")), "nodes.secondary[0].communication.port must be"},
         {RING(A, NODE("\"b\"", "65536")), "communication.port must be"},
         {RING(A, NODE("\"b\"", "-1")), "communication.port must be"},
@@ -119,8 +125,10 @@ static void test_mistakes(void **state)
         {RING(A, NODE("\"b\"", "1") "," NODE("\"B\"", "1")), "port 1 of B is given twice"},
         {RING(A, NODE("\"a\"", "1")), "given twice"},
         {RING("{\"addr\":\"a\",\"inference\":{\"port_in\":9}}", NODE("\"a\"", "9")), "given twice"},
-        {RING("{\"addr\":\"a\",\"inference\":{\"port_out\":9}}", ""), "inference.port_in is missing"},
-        {RING("{\"addr\":\"a\",\"inference\":{\"port_in\":9,\"port_out\":65536}}", ""), "port_out must"},
+        {RING("{\"addr\":\"a\",\"inference\":{\"port_out\":9}}", ""),
+         "inference.port_in is missing"},
+        {RING("{\"addr\":\"a\",\"inference\":{\"port_in\":9,\"port_out\":65536}}", ""),
+         "port_out must"},
         {"{\"nodes\":1,\"nodes\":2}", "line 1"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -139,7 +147,8 @@ static void test_many(void **state)
     for (int n = SH_MAX_STAGE - 1; n <= SH_MAX_STAGE; n++) {
         int at = sprintf(text, "{\"nodes\":{\"starter\":" A ",\"secondary\":[");
         for (int i = 0; i < n; i++)
-            at += sprintf(text + at, "%s{\"addr\":\"b%d\",\"communication\":{\"port\":5}}", i ? "," : "", i);
+            at += sprintf(text + at, "%s{\"addr\":\"b%d\",\"communication\":{\"port\":5}}",
+                          i ? "," : "", i);
         strcpy(text + at, "]}}");
         sh_nodes nodes;
         assert_int_equal(parse(&nodes, text), n < SH_MAX_STAGE ? SH_OK : SH_EFILE);
@@ -173,9 +182,9 @@ static void test_addresses(void **state)
     } good[] = {{"127.0.0.1:5000", "127.0.0.1", 5000}, {"[::1]:5000", "::1", 5000},
                 {"pi3.local:1", "pi3.local", 1},       {":5000", "", 5000},
                 {"a_b-c:65535", "a_b-c", 65535},       {"[fe80::1%eth0]:0", "fe80::1%eth0", 0}};
-    const char *bad[] = {"", "x", "127.0.0.1", "::1:5000", "[::1]", "[]:5", "[a]:5", "a:", "a:65536",
-                         "a:-1", "a: 1", "a:1 ", "a:1x", "a b:1", "a;b:1", "tcp://a:1", "a:000001",
-                         "[::1:5", "::1]:5", "*:5"};
+    const char *bad[] = {"",      "x",         "127.0.0.1", "::1:5000", "[::1]",  "[]:5", "[a]:5",
+                         "a:",    "a:65536",   "a:-1",      "a: 1",     "a:1 ",   "a:1x", "a b:1",
+                         "a;b:1", "tcp://a:1", "a:000001",  "[::1:5",   "::1]:5", "*:5"};
     sh_node_addr a;
     char text[300];
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
@@ -200,8 +209,8 @@ static void test_addresses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole),    cmocka_unit_test(test_small), cmocka_unit_test(test_cut),
-        cmocka_unit_test(test_mistakes), cmocka_unit_test(test_many),  cmocka_unit_test(test_file),
+        cmocka_unit_test(test_whole),     cmocka_unit_test(test_small), cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_mistakes),  cmocka_unit_test(test_many),  cmocka_unit_test(test_file),
         cmocka_unit_test(test_addresses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,6 @@
-/* The ring over real sockets on 127.0.0.1: every node is a process. What must hold: what goes in comes
- * round, in order; whoever dies is named soon; whoever does not belong changes nothing.
- * Every process ends by itself after LIFE_S, and its children die with the test. */
+/* The ring over real sockets on 127.0.0.1: every node is a process. What must hold: what goes in
+ * comes round, in order; whoever dies is named soon; whoever does not belong changes nothing. Every
+ * process ends by itself after LIFE_S, and its children die with the test. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -8,8 +8,8 @@
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -95,11 +95,13 @@ static void make_step(sh_step *s, uint64_t id, uint32_t n_batch)
     s->id = id;
     for (uint32_t i = rnd(&seed) % 4; i > 0; i--) {
         uint32_t slot = rnd(&seed) % (SLOTS - 1);
-        sh_step_op op = {rnd(&seed) % 2 ? SH_OP_FREE : SH_OP_FORK, slot, slot + 1, rnd(&seed) % CTX};
+        sh_step_op op = {rnd(&seed) % 2 ? SH_OP_FREE : SH_OP_FORK, slot, slot + 1,
+                         rnd(&seed) % CTX};
         assert_int_equal(sh_step_add_op(s, op), SH_OK);
     }
     for (uint32_t left = n_batch - rnd(&seed) % (n_batch / 2 + 1); left > 0;) {
-        sh_step_seq q = {rnd(&seed) % SLOTS, rnd(&seed) % 100, rnd(&seed) % left + 1, id & 1, id & 2};
+        sh_step_seq q = {rnd(&seed) % SLOTS, rnd(&seed) % 100, rnd(&seed) % left + 1, id & 1,
+                         id & 2};
         assert_int_equal(sh_step_add_seq(s, q), SH_OK);
         left -= q.n_tok;
     }
@@ -176,7 +178,8 @@ static process worker_start(const char *host, int port, behaviour b)
     if ((p.pid = start()) == 0) {
         sh_worker_link *w;
         sh_node_addr a = {.port = port};
-        sh_welcome self = {.n_layer = 7, .n_embd = 64, .has_amx = true, .version = "test", .n_rank = 3};
+        sh_welcome self = {
+            .n_layer = 7, .n_embd = 64, .has_amx = true, .version = "test", .n_rank = 3};
         close(up[0]);
         close(down[1]);
         memcpy(self.model_hash, model, sizeof model);
@@ -226,8 +229,12 @@ static sh_err load_ring(sh_ring *r, int n, uint32_t n_batch, uint32_t n_embd)
 {
     sh_load load[MAX_NODE] = {0};
     for (int i = 0; i < n; i++) {
-        load[i] = (sh_load){.stage = (uint32_t)i + 1, .n_stage = (uint32_t)n + 1, .n_embd = n_embd,
-                            .n_ctx = CTX, .n_slot = SLOTS, .n_batch = n_batch};
+        load[i] = (sh_load){.stage = (uint32_t)i + 1,
+                            .n_stage = (uint32_t)n + 1,
+                            .n_embd = n_embd,
+                            .n_ctx = CTX,
+                            .n_slot = SLOTS,
+                            .n_batch = n_batch};
         memcpy(load[i].model_hash, model, sizeof model);
     }
     return sh_ring_load(r, load);
@@ -268,7 +275,8 @@ static void expect_step(sh_ring *r, int n, uint64_t id, uint32_t n_batch, uint32
     assert_int_equal(got_id, id);
     assert_int_equal(n_tok, s.n_tok);
     for (size_t i = 0; i < (size_t)n_tok * n_embd; i++)
-        if (x[i] != (float)(id * 16 + i % 1000 + (uint64_t)n)) fail_msg("step %d, float %zu", (int)id, i);
+        if (x[i] != (float)(id * 16 + i % 1000 + (uint64_t)n))
+            fail_msg("step %d, float %zu", (int)id, i);
     sh_step_free(&s);
 }
 
@@ -320,7 +328,8 @@ static void test_round(void **state)
     for (int n = 1; n <= 4; n++) {
         cluster c;
         cluster_start(&c, n, "127.0.0.1");
-        for (int session = 0; session < 2; session++) { /* workers serve one starter after the other */
+        for (int session = 0; session < 2;
+             session++) { /* workers serve one starter after the other */
             sh_ring *r = open_ring(&c, 8, 33);
             assert_int_equal(sh_ring_welcome(r, n - 1)->n_layer, 7);
             assert_int_equal(sh_ring_welcome(r, n - 1)->n_rank, 3);
@@ -418,7 +427,8 @@ static void test_missing(void **state)
     snprintf(c.addr[1].host, 40, "127.0.0.1");
 
     int s = socket(AF_INET, SOCK_STREAM, 0); /* somebody else's port */
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
                             .sin_port = htons((uint16_t)c.addr[1].port)};
     assert_int_equal(bind(s, (struct sockaddr *)&a, sizeof a), 0);
     assert_int_equal(listen(s, 5), 0);
@@ -470,7 +480,8 @@ static void test_refused(void **state)
     assert_says(sh_err_message(), "another model is here");
     assert_says(sh_err_message(), text_of(&c.addr[0]));
     sh_ring_close(r);
-    c.addr[0].port_in = c.addr[0].port; /* a port that is taken is refused before anything is loaded */
+    c.addr[0].port_in =
+        c.addr[0].port; /* a port that is taken is refused before anything is loaded */
     OK(sh_ring_open(&r, &c.nodes, 8000));
     assert_int_equal(load_ring(r, 1, 4, 3), SH_EPEER);
     assert_says(sh_err_message(), "in use");
@@ -629,12 +640,14 @@ static sh_frame answer(void *s)
 static void send_raw(int port, uint64_t seed, int kind)
 {
     int s = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
                             .sin_port = htons((uint16_t)port)};
     assert_int_equal(connect(s, (struct sockaddr *)&a, sizeof a), 0);
     uint8_t b[3000];
     for (size_t i = 0; i < sizeof b; i++) b[i] = (uint8_t)rnd(&seed);
-    static const uint8_t greeting[] = {0xff, 0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 3, 0, 'N', 'U', 'L', 'L'};
+    static const uint8_t greeting[] = {0xff, 0,    0, 0, 0,   0,   0,   0,
+                                       1,    0x7f, 3, 0, 'N', 'U', 'L', 'L'};
     if (kind == 1) memcpy(b, greeting, sizeof greeting); /* of ZeroMQ, then noise */
     if (kind == 2) snprintf((char *)b, sizeof b, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     size_t n = kind == 1 && seed % 2 ? 10 : seed % sizeof b + 1;
@@ -649,7 +662,8 @@ static void send_random_messages(void *s, int n, uint64_t seed)
         uint8_t b[600];
         sh_buf frame = {0};
         sh_frame f = {.type = (sh_frame_type)(SH_FRAME_WELCOME + rnd(&seed) % 8),
-                      .protocol = SH_PROTOCOL, .port = 9};
+                      .protocol = SH_PROTOCOL,
+                      .port = 9};
         for (size_t k = 0; k < sizeof b; k++) b[k] = (uint8_t)rnd(&seed);
         sh_wire_encode(&f, &frame);
         int kind = (int)(rnd(&seed) % 4);
@@ -703,7 +717,8 @@ static void test_strangers(void **state)
     for (int i = 0; i < 2; i++) c.addr[i].port_in = free_port();
     c.nodes.starter.port_in = free_port();
     const int data[] = {c.addr[0].port_in, c.addr[1].port_in, c.nodes.starter.port_in};
-    for (int i = 0; i < 50; i++) send_raw(c.addr[0].port, (uint64_t)i, i % 3); /* before any session */
+    for (int i = 0; i < 50; i++)
+        send_raw(c.addr[0].port, (uint64_t)i, i % 3); /* before any session */
     int go[2];
     pid_t pid[3];
     assert_int_equal(pipe(go), 0);
@@ -976,13 +991,13 @@ int main(void)
     alarm(2 * LIFE_S);
     sh_log_set_level(getenv("SHOW_LOG") ? SH_LOG_DEBUG : SH_LOG_ERROR);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round),    cmocka_unit_test(test_large),
-        cmocka_unit_test(test_names),    cmocka_unit_test(test_missing),
-        cmocka_unit_test(test_late),     cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_busy),     cmocka_unit_test(test_killed),
+        cmocka_unit_test(test_round),          cmocka_unit_test(test_large),
+        cmocka_unit_test(test_names),          cmocka_unit_test(test_missing),
+        cmocka_unit_test(test_late),           cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_busy),           cmocka_unit_test(test_killed),
         cmocka_unit_test(test_starter_killed), cmocka_unit_test(test_fail),
-        cmocka_unit_test(test_strangers), cmocka_unit_test(test_protocol),
-        cmocka_unit_test(test_fakes),    cmocka_unit_test(test_listen),
+        cmocka_unit_test(test_strangers),      cmocka_unit_test(test_protocol),
+        cmocka_unit_test(test_fakes),          cmocka_unit_test(test_listen),
         cmocka_unit_test(test_slow),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
-/* Steps and frames as bytes: what is encoded comes back the same; what is cut, changed or beyond the
- * limits is refused, or is another step within the limits, and never more. */
+/* Steps and frames as bytes: what is encoded comes back the same; what is cut, changed or beyond
+ * the limits is refused, or is another step within the limits, and never more. */
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
@@ -32,7 +32,8 @@ static void random_step(sh_step *s, uint64_t *seed)
         assert_int_equal(sh_step_add_op(s, op), SH_OK);
     }
     while (s->n_tok < limits.n_batch && rnd(seed, 8)) {
-        sh_step_seq q = {.slot = rnd(seed, limits.n_slot), .prompt = rnd(seed, 2), .logits = rnd(seed, 2)};
+        sh_step_seq q = {
+            .slot = rnd(seed, limits.n_slot), .prompt = rnd(seed, 2), .logits = rnd(seed, 2)};
         q.n_tok = 1 + rnd(seed, limits.n_batch - s->n_tok);
         q.pos = rnd(seed, limits.n_ctx - q.n_tok + 1);
         assert_int_equal(sh_step_add_seq(s, q), SH_OK);
@@ -170,18 +171,19 @@ static void test_limits(void **state)
     const struct {
         sh_step_op op;
         sh_err err;
-    } op[] = {{{SH_OP_FREE, 8, 0, 0}, SH_OK},      {{SH_OP_FREE, 9, 0, 0}, SH_EPEER},
-              {{SH_OP_FORK, 8, 7, 300}, SH_OK},    {{SH_OP_FORK, 8, 9, 0}, SH_EPEER},
-              {{SH_OP_FORK, 8, 7, 301}, SH_EPEER}, {{SH_OP_FORK, 8, 8, 1}, SH_EPEER},
+    } op[] = {{{SH_OP_FREE, 8, 0, 0}, SH_OK},       {{SH_OP_FREE, 9, 0, 0}, SH_EPEER},
+              {{SH_OP_FORK, 8, 7, 300}, SH_OK},     {{SH_OP_FORK, 8, 9, 0}, SH_EPEER},
+              {{SH_OP_FORK, 8, 7, 301}, SH_EPEER},  {{SH_OP_FORK, 8, 8, 1}, SH_EPEER},
               {{(sh_op_kind)3, 1, 2, 1}, SH_EPEER}, {{(sh_op_kind)0, 1, 2, 1}, SH_EPEER}};
     const struct {
         sh_step_seq seq;
         sh_err err;
-    } seq[] = {{{8, 0, 64, true, true}, SH_OK},    {{9, 0, 1, true, true}, SH_EPEER},
-               {{0, 0, 65, true, true}, SH_EPEER}, {{0, 236, 64, true, true}, SH_OK},
-               {{0, 237, 64, true, true}, SH_EPEER}, {{0, 299, 1, true, true}, SH_OK},
-               {{0, 300, 1, true, true}, SH_EPEER}, {{0, UINT32_MAX, 2, true, true}, SH_EPEER},
-               {{0, 0, UINT32_MAX, true, true}, SH_EPEER}};
+    } seq[] = {
+        {{8, 0, 64, true, true}, SH_OK},           {{9, 0, 1, true, true}, SH_EPEER},
+        {{0, 0, 65, true, true}, SH_EPEER},        {{0, 236, 64, true, true}, SH_OK},
+        {{0, 237, 64, true, true}, SH_EPEER},      {{0, 299, 1, true, true}, SH_OK},
+        {{0, 300, 1, true, true}, SH_EPEER},       {{0, UINT32_MAX, 2, true, true}, SH_EPEER},
+        {{0, 0, UINT32_MAX, true, true}, SH_EPEER}};
     sh_step s = {0};
     for (size_t i = 0; i < sizeof op / sizeof op[0]; i++)
         assert_int_equal(try_step(&op[i].op, NULL), op[i].err);
@@ -212,12 +214,20 @@ static void test_limits(void **state)
 static sh_frame sample(sh_frame_type type)
 {
     sh_frame f = {.type = type, .protocol = SH_PROTOCOL};
-    sh_load l = {.stage = 2, .n_stage = 3, .layer_lo = 4, .layer_hi = 9, .n_embd = 64, .n_ctx = 128,
-                 .n_slot = 5, .n_batch = 32, .arith = 1, .kv = 2};
+    sh_load l = {.stage = 2,
+                 .n_stage = 3,
+                 .layer_lo = 4,
+                 .layer_hi = 9,
+                 .n_embd = 64,
+                 .n_ctx = 128,
+                 .n_slot = 5,
+                 .n_batch = 32,
+                 .arith = 1,
+                 .kv = 2};
     if (type == SH_FRAME_HELLO) memset(f.session, 0xa5, sizeof f.session);
     if (type == SH_FRAME_WELCOME) {
-        f.welcome = (sh_welcome){.n_layer = 22, .n_embd = 64, .has_amx = true, .version = "0.1.0",
-                                 .n_rank = 2};
+        f.welcome = (sh_welcome){
+            .n_layer = 22, .n_embd = 64, .has_amx = true, .version = "0.1.0", .n_rank = 2};
         memset(f.welcome.model_hash, 0x5a, sizeof f.welcome.model_hash);
     }
     if (type == SH_FRAME_LOAD) {
@@ -234,9 +244,10 @@ static sh_frame sample(sh_frame_type type)
 static void test_frames(void **state)
 {
     (void)state;
-    static const size_t n_bytes[] = {[SH_FRAME_HELLO] = 24, [SH_FRAME_WELCOME] = 44, [SH_FRAME_REFUSE] = 20,
-                                     [SH_FRAME_LOAD] = 66, [SH_FRAME_READY] = 10, [SH_FRAME_START] = 33,
-                                     [SH_FRAME_STARTED] = 8, [SH_FRAME_END] = 8, [SH_FRAME_FAIL] = 20};
+    static const size_t n_bytes[] = {
+        [SH_FRAME_HELLO] = 24,  [SH_FRAME_WELCOME] = 44, [SH_FRAME_REFUSE] = 20,
+        [SH_FRAME_LOAD] = 66,   [SH_FRAME_READY] = 10,   [SH_FRAME_START] = 33,
+        [SH_FRAME_STARTED] = 8, [SH_FRAME_END] = 8,      [SH_FRAME_FAIL] = 20};
     for (sh_frame_type t = SH_FRAME_HELLO; t <= SH_FRAME_FAIL; t++) {
         sh_frame f = sample(t), g;
         sh_buf b = {0};
@@ -336,9 +347,9 @@ static void test_data_frames(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_cut_and_changed),
-        cmocka_unit_test(test_limits),     cmocka_unit_test(test_frames),
-        cmocka_unit_test(test_sentences),  cmocka_unit_test(test_loads),
+        cmocka_unit_test(test_round_trip),  cmocka_unit_test(test_cut_and_changed),
+        cmocka_unit_test(test_limits),      cmocka_unit_test(test_frames),
+        cmocka_unit_test(test_sentences),   cmocka_unit_test(test_loads),
         cmocka_unit_test(test_data_frames),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

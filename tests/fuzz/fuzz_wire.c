@@ -1,5 +1,5 @@
-/* Fuzz target: any bytes as every frame of the ring. What is accepted is within its limits, and is the
- * only way to write what it says. */
+/* Fuzz target: any bytes as every frame of the ring. What is accepted is within its limits, and is
+ * the only way to write what it says. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
