@@ -19,15 +19,15 @@ typedef struct sh_nodes {
 } sh_nodes;
 
 /** Reads the JSON that MDI-LLM uses: nodes.starter and nodes.secondary[], each with addr,
- *  communication.port, inference.port_in and port_out. SH_EFILE names the file, the line of a syntax
- *  error, or the key that is missing or wrong. Free with sh_nodes_free. */
+ *  communication.port, inference.port_in and port_out. SH_EFILE names the file, the line of a
+ * syntax error, or the key that is missing or wrong. Free with sh_nodes_free. */
 sh_err sh_nodes_read(sh_nodes *out, const char *path);
 /** The same from memory: n bytes, called `name` in messages. */
 sh_err sh_nodes_parse(sh_nodes *out, const char *text, size_t n, const char *name);
 void sh_nodes_free(sh_nodes *n);
 
-/** "127.0.0.1:5000", "[::1]:5000", "pi3.local:5000", ":5000" (every address). SH_EARG says how it is
- *  written. */
+/** "127.0.0.1:5000", "[::1]:5000", "pi3.local:5000", ":5000" (every address). SH_EARG says how it
+ * is written. */
 sh_err sh_node_addr_parse(sh_node_addr *out, const char *text);
 /** "host:port", with brackets where needed. */
 void sh_node_addr_text(const sh_node_addr *a, char out[300]);

@@ -20,9 +20,9 @@ enum { SH_PROTOCOL = 1, SH_MAX_STAGE = 64 };
 typedef struct sh_welcome {
     uint8_t model_hash[16];
     uint32_t n_layer, n_embd;
-    bool has_amx;        /* can run bf16 prompts at speed */
-    char version[32];    /* of the program */
-    uint32_t n_rank;     /* ranks of its group */
+    bool has_amx;     /* can run bf16 prompts at speed */
+    char version[32]; /* of the program */
+    uint32_t n_rank;  /* ranks of its group */
 } sh_welcome;
 
 /* What the starter asks of a secondary. */
@@ -32,8 +32,8 @@ typedef struct sh_load {
     uint32_t layer_lo, layer_hi; /* half-open */
     uint32_t n_embd;             /* floats of one token's activations */
     uint32_t n_ctx, n_slot, n_batch;
-    uint32_t arith;              /* arithmetic of prompts */
-    uint32_t kv;                 /* element type of the KV cache */
+    uint32_t arith; /* arithmetic of prompts */
+    uint32_t kv;    /* element type of the KV cache */
 } sh_load;
 
 /* ---- starter ---- */
@@ -49,15 +49,15 @@ const sh_welcome *sh_ring_welcome(const sh_ring *r, int node); /* node: 0 = firs
  *  then joins them to a ring. SH_EPEER: one refused or was lost. */
 sh_err sh_ring_load(sh_ring *r, const sh_load *load);
 
-/** Sends one microbatch to the first secondary: x (step->n_tok, n_embd). Copies. Never blocks longer
- *  than it takes to queue; SH_EPEER as sh_ring_recv. */
+/** Sends one microbatch to the first secondary: x (step->n_tok, n_embd). Copies. Never blocks
+ * longer than it takes to queue; SH_EPEER as sh_ring_recv. */
 sh_err sh_ring_send(sh_ring *r, const sh_step *step, const float *x);
 
-/** The next microbatch that has gone round: its step id and x (n_tok, n_embd) copied to x, which has
- *  room for n_batch tokens. Waits up to timeout_ms (-1 no limit); *got false if none came, or a signal
- *  interrupted the wait.
- *  SH_EPEER: a node was lost or reported a failure; the sentence names the node; found within 10 s
- *  even if the node's host vanished. The ring can then only be closed. */
+/** The next microbatch that has gone round: its step id and x (n_tok, n_embd) copied to x, which
+ * has room for n_batch tokens. Waits up to timeout_ms (-1 no limit); *got false if none came, or a
+ * signal interrupted the wait. SH_EPEER: a node was lost or reported a failure; the sentence names
+ * the node; found within 10 s even if the node's host vanished. The ring can then only be closed.
+ */
 sh_err sh_ring_recv(sh_ring *r, int timeout_ms, bool *got, uint64_t *step_id, uint32_t *n_tok,
                     float *x);
 
@@ -68,8 +68,8 @@ void sh_ring_close(sh_ring *r);
 
 typedef struct sh_worker_link sh_worker_link;
 
-/** Binds the control port (a.port 0: any free one). SH_EARG: the port is in use or the address is not
- *  this machine's; the sentence says so. */
+/** Binds the control port (a.port 0: any free one). SH_EARG: the port is in use or the address is
+ * not this machine's; the sentence says so. */
 sh_err sh_worker_listen(sh_worker_link **out, const sh_node_addr *a, const sh_welcome *self);
 int sh_worker_port(const sh_worker_link *w);
 
@@ -80,9 +80,9 @@ typedef enum sh_worker_event {
     SH_WORKER_STOP, /* stop_fd became readable: close and leave */
 } sh_worker_event;
 
-/** Waits for the next event. Strangers' bytes are logged and dropped here. stop_fd: a descriptor that
- *  becomes readable when the worker shall stop (-1: none). For SH_WORKER_LOAD *load is filled; for
- *  SH_WORKER_STEP *step and x (room for n_batch tokens as given in `load`). */
+/** Waits for the next event. Strangers' bytes are logged and dropped here. stop_fd: a descriptor
+ * that becomes readable when the worker shall stop (-1: none). For SH_WORKER_LOAD *load is filled;
+ * for SH_WORKER_STEP *step and x (room for n_batch tokens as given in `load`). */
 sh_err sh_worker_wait(sh_worker_link *w, int stop_fd, sh_worker_event *event, sh_load *load,
                       sh_step *step, float *x);
 /* If the session has ended meanwhile, these do nothing, and the next wait gives SH_WORKER_END (not

@@ -7,7 +7,17 @@
 
 #include "base/cpu.h"
 
-const sh_isa *const sh_isas[] = {&sh_isa_c, NULL};
+const sh_isa *const sh_isas[] = {
+    &sh_isa_c,
+#if defined(__x86_64__)
+    &sh_isa_avx2,
+    &sh_isa_avx512,
+    &sh_isa_amx,
+#elif defined(__aarch64__)
+    &sh_isa_neon,
+#endif
+    NULL,
+};
 
 sh_err sh_kernels_init(sh_kernels *k, const char *upto)
 {

@@ -119,6 +119,13 @@ typedef struct sh_kernels {
     /* Puts the part (o2, m2, l2) after (o, *m, *l): n = max(m, m2), a = e^(m-n), b = e^(m2-n),
      * l = fma(l, a, l2 b), o = fma(o, a, o2 b). */
     void (*softmax_merge)(float *o, float *m, float *l, const float *o2, float m2, float l2, int n);
+
+    /* What this instruction set can do at most, for the bench. peak: n_round rounds of its fastest
+     * multiply-adds for products in that form, on registers; returns operations done (2 for each
+     * multiply-add). read: reads all n bytes (a multiple of 4096, p aligned to 64) and returns
+     * something that depends on them. */
+    double (*peak[SH_N_FORM])(long n_round);
+    uint64_t (*read)(const void *p, size_t n);
 } sh_kernels;
 
 typedef struct sh_isa {
@@ -128,7 +135,7 @@ typedef struct sh_isa {
 } sh_isa;
 
 extern const sh_isa *const sh_isas[]; /* from the plainest to the best; ends with NULL */
-extern const sh_isa sh_isa_c;
+extern const sh_isa sh_isa_c, sh_isa_avx2, sh_isa_avx512, sh_isa_amx, sh_isa_neon;
 
 /** Fills the table: C first, then every instruction set of the list that the machine allows, up to
  *  `upto` (NULL: $SHOAL_CPU, or all). SH_EARG: no such name; lists them. */

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """One hash per (model, type, arithmetic, prompt, seed), whatever computed it: the table of issue 2.
+The bits of the last logits are compared too.
 
 Each row of the table is one such combination, computed once by one thread and again by a set of
 topologies; the sets of all rows together cover every topology several times. --markdown prints the
@@ -7,13 +8,14 @@ table; --all runs every topology for every row."""
 
 import concurrent.futures
 import os
+import re
 import sys
 
 import tap
 
 PROMPT = ("Once upon a time there was a little dog named Spot who liked to run in the big park with "
           "his friend Lily, and one sunny day they found a red ball under the old tree.")
-N_TOKENS = 24
+N_TOKENS = 16
 N_SAMPLES = 5
 
 MODELS = {
@@ -41,20 +43,23 @@ TOPOLOGIES = {
     "ring3 b1": (["--ring", 3, "-b", 1], 2), "tp8 b64": (["--tp", 8, "-b", 64], 1),
     "tp5 b7": (["--tp", 5, "-b", 7], 2), "ring3 np3": (["--ring", 3, "-np", 3], 5),
 }
-PER_ROW = 7
+PER_ROW = 5
 
 
 def run(model, arith, sampling, flags, n_samples):
-    """Token ids of each sample, or the result that has none."""
-    common = ["-m", model, "-p", PROMPT, "-n", N_TOKENS, "-c", 512, "-o", "json", "--n-samples",
-              n_samples, *SAMPLINGS[sampling], *(["--arith", arith] if arith else [])]
+    """Of each sample: token ids, hash of the bits of its last logits. Or the result that has none."""
+    common = ["-m", model, "-p", PROMPT, "-n", N_TOKENS, "-c", 512, "-o", "json", "-v",
+              "--n-samples", n_samples, *SAMPLINGS[sampling], *(["--arith", arith] if arith else [])]
     result = tap.shoal("run", *common, *flags, timeout=60)
     if result.status != 0:
         return result
     lines = sorted(result.lines(), key=lambda line: line["sample"])
     if any(line["hash"] != tap.tokens_hash(line["tokens"]) for line in lines):
         return result
-    return [line["tokens"] for line in lines]
+    logits = re.findall(r"sample \d+: .* logits ([0-9a-f]{16})", result.err)
+    if len(logits) != len(lines):
+        return result
+    return [(line["tokens"], bits) for line, bits in zip(lines, logits)]
 
 
 def rows():
@@ -100,21 +105,21 @@ def main():
             title = f"{name} {dtype} {arith or '-'} {sampling}"
             want = want.result()
             if not tap.ok(isinstance(want, list) and len(want) == N_SAMPLES
-                          and all(0 < len(w) <= N_TOKENS for w in want),
+                          and all(0 < len(w) <= N_TOKENS for w, _ in want),
                           f"{title}: one thread, {N_SAMPLES} samples", want):
                 continue
             if sampling == "greedy":
                 tap.ok(all(w == want[0] for w in want), f"{title}: greedy samples are the same", want)
             else:
                 tap.ok(any(w != want[0] for w in want), f"{title}: samples differ", want)
-            hashes.add(tap.tokens_hash(want[0]))
+            hashes.add(tap.tokens_hash(want[0][0]))
             same = []
             for topology, future in got.items():
                 ids = future.result()
                 good = ids == want[:TOPOLOGIES[topology][1]]
                 same += [topology] if good else []
                 tap.ok(good, f"{title}: {topology}", f"{ids}\nwanted {want}")
-            table.append((name, dtype, arith or "", sampling, tap.tokens_hash(want[0]),
+            table.append((name, dtype, arith or "", sampling, tap.tokens_hash(want[0][0]),
                           f"{len(same)} of {len(got)}", ", ".join(same)))
     # The answers are not all one: a broken hash or a model that says one thing would hide everything.
     tap.ok(len(hashes) > len(table) // 2, "rows have different hashes", f"{len(hashes)} hashes")
