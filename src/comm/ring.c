@@ -47,6 +47,7 @@ struct sh_ring {
     char why[1024];
     int64_t blame_at_ms; /* when a complaint becomes the error; 0: there is none */
     const node *complainer;
+    bool hearsay;
     char complaint[1024];
 };
 
@@ -59,12 +60,14 @@ static sh_err lose(sh_ring *r)
     return SH_EPEER;
 }
 
-/* A node that dies is seen by its neighbour, whose complaint may be here before the dead one's own
- * connection ends. The one who died is the better answer, so a complaint waits a little. */
-static void complain(sh_ring *r, const node *who, const char *sentence)
+/* A node that dies or fails is seen by its neighbour too, whose complaint about their connection
+ * may be here first. The one to blame is the better answer, so a complaint waits a little, and one
+ * that is hearsay gives way. */
+static void complain(sh_ring *r, const node *who, bool hearsay, const char *sentence)
 {
-    if (r->blame_at_ms) return;
-    r->blame_at_ms = sh_link_now_ms() + BLAME_MS;
+    if (r->blame_at_ms && (hearsay || !r->hearsay)) return;
+    if (!r->blame_at_ms) r->blame_at_ms = sh_link_now_ms() + BLAME_MS;
+    r->hearsay = hearsay;
     r->complainer = who;
     if (who)
         snprintf(r->complaint, sizeof r->complaint, "node %s failed: %.700s", who->name, sentence);
@@ -89,7 +92,7 @@ static sh_err handle_frame(sh_ring *r, node *d, const sh_frame *f)
         d->started = true;
         return SH_OK;
     case SH_FRAME_FAIL:
-        complain(r, d, f->text);
+        complain(r, d, f->hearsay, f->text);
         return SH_OK;
     default:
         return sh_fail(SH_EPEER, "node %s sent a frame that only a starter sends", d->name);
@@ -138,7 +141,7 @@ static sh_err look(sh_ring *r)
 {
     for (int i = 0; i < r->n_node; i++) SH_TRY(hear(r, &r->node[i]));
     for (int i = 0; i < r->n_node; i++) SH_TRY(watch_connection(r, &r->node[i]));
-    if (sh_hop_watch(&r->hop)) complain(r, NULL, sh_err_message());
+    if (sh_hop_watch(&r->hop)) complain(r, NULL, true, sh_err_message());
     if (r->blame_at_ms && sh_link_now_ms() >= r->blame_at_ms)
         return sh_fail(SH_EPEER, "%s", r->complaint);
     return SH_OK;

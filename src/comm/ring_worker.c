@@ -96,12 +96,14 @@ static void say_sentence(sh_worker_link *w, sh_frame_type type, const char *sent
 }
 
 /* The starter hears of it and ends the session; its END is waited for. */
-static void complain(sh_worker_link *w, const char *sentence)
+static void complain(sh_worker_link *w, bool hearsay, const char *sentence)
 {
+    sh_frame f = {.type = SH_FRAME_FAIL, .hearsay = hearsay};
     if (w->complained) return;
     w->complained = true;
     sh_log(SH_LOG_DEBUG, "to the starter: %s", sentence);
-    say_sentence(w, SH_FRAME_FAIL, sentence);
+    snprintf(f.text, sizeof f.text, "%s", sentence);
+    say(w, &f);
 }
 
 static void refuse(sh_worker_link *w, const char *sentence)
@@ -173,7 +175,7 @@ static void get_load(sh_worker_link *w, const sh_frame *f)
 static void get_start(sh_worker_link *w, const sh_frame *f)
 {
     w->state = JOINING;
-    if (sh_hop_join(&w->hop, f->host, f->port, f->text)) complain(w, sh_err_message());
+    if (sh_hop_join(&w->hop, f->host, f->port, f->text)) complain(w, false, sh_err_message());
 }
 
 /* A frame of the session's own starter. */
@@ -187,7 +189,7 @@ static void get_frame(sh_worker_link *w, const sh_frame *f)
     } else if (f->type == SH_FRAME_START && w->state == READY) {
         get_start(w, f);
     } else {
-        complain(w, "the starter sent a frame out of order");
+        complain(w, false, "the starter sent a frame out of order");
         end_session(w);
     }
 }
@@ -201,7 +203,7 @@ static void get_message(sh_worker_link *w, const sh_message *m)
     bool good = m->n == 2 && zmq_msg_size(id) <= MAX_ID_BYTES &&
                 sh_wire_decode(&f, zmq_msg_data(body), zmq_msg_size(body)) == SH_OK;
     if (ours && !good) {
-        complain(w, "the starter sent a malformed frame");
+        complain(w, false, "the starter sent a malformed frame");
         end_session(w);
     } else if (ours) {
         get_frame(w, &f);
@@ -224,7 +226,7 @@ static void look(sh_worker_link *w)
         sh_message_close(&m);
     }
     watch_connections(w);
-    if (sh_hop_watch(&w->hop)) complain(w, sh_err_message());
+    if (sh_hop_watch(&w->hop)) complain(w, true, sh_err_message());
     if (w->state == JOINING && w->hop.state == SH_HOP_JOINED) {
         sh_frame started = {.type = SH_FRAME_STARTED};
         w->state = RUNNING;
@@ -293,7 +295,7 @@ static sh_err wait_some(sh_worker_link *w, int stop_fd, bool *stop)
 static void take_step(sh_worker_link *w, bool *got, sh_step *step, float *x)
 {
     *got = false;
-    if (takes_steps(w) && sh_hop_recv(&w->hop, got, step, x)) complain(w, sh_err_message());
+    if (takes_steps(w) && sh_hop_recv(&w->hop, got, step, x)) complain(w, false, sh_err_message());
 }
 
 sh_err sh_worker_wait(sh_worker_link *w, int stop_fd, sh_worker_event *event, sh_load *load,

@@ -57,6 +57,13 @@ static void get_array(sh_cursor *c, uint8_t *out, size_t n)
     if (p) memcpy(out, p, n);
 }
 
+static bool get_bool(sh_cursor *c)
+{
+    uint8_t v = sh_get_u8(c);
+    c->bad |= v > 1;
+    return v == 1;
+}
+
 static void put_welcome(sh_buf *b, const sh_welcome *w)
 {
     sh_put_bytes(b, w->model_hash, sizeof w->model_hash);
@@ -73,9 +80,7 @@ static void get_welcome(sh_cursor *c, sh_welcome *w)
     w->n_layer = sh_get_u32(c);
     w->n_embd = sh_get_u32(c);
     w->n_rank = sh_get_u32(c);
-    uint8_t amx = sh_get_u8(c);
-    w->has_amx = amx == 1;
-    c->bad |= amx > 1;
+    w->has_amx = get_bool(c);
     get_text(c, w->version, sizeof w->version);
 }
 
@@ -125,8 +130,11 @@ void sh_wire_encode(const sh_frame *f, sh_buf *b)
     case SH_FRAME_WELCOME:
         put_welcome(b, &f->welcome);
         break;
-    case SH_FRAME_REFUSE:
     case SH_FRAME_FAIL:
+        sh_put_u8(b, f->hearsay);
+        put_text(b, f->text, sizeof f->text);
+        break;
+    case SH_FRAME_REFUSE:
         put_text(b, f->text, sizeof f->text);
         break;
     case SH_FRAME_LOAD:
@@ -168,8 +176,11 @@ sh_err sh_wire_decode(sh_frame *f, const void *p, size_t n)
     case SH_FRAME_WELCOME:
         get_welcome(&c, &f->welcome);
         break;
-    case SH_FRAME_REFUSE:
     case SH_FRAME_FAIL:
+        f->hearsay = get_bool(&c);
+        get_text(&c, f->text, sizeof f->text);
+        break;
+    case SH_FRAME_REFUSE:
         get_text(&c, f->text, sizeof f->text);
         break;
     case SH_FRAME_LOAD:

@@ -42,6 +42,7 @@ typedef struct sh_frame {
     sh_welcome welcome;                /* WELCOME */
     sh_load load;                      /* LOAD */
     uint16_t port;   /* LOAD: data port to bind, 0 any. READY: the one bound. START: the next's */
+    bool hearsay;    /* FAIL: the sentence is about a connection, whose other end may be to blame */
     char host[256];  /* START: the next node's address */
     char text[1024]; /* REFUSE, FAIL: a sentence. START: the next node's name in messages */
 } sh_frame;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "formats/shape.h"
 
 const sh_format *const sh_formats[] = {&sh_format_gguf, NULL};
 
@@ -67,7 +68,7 @@ sh_err sh_model_file_open(sh_model_file **out, const char *path)
     sh_err err;
     *out = NULL;
     SH_TRY(sh_alloc(&m, 1, sizeof *m, "a model file"));
-    SH_GOTO(sh_file_open(&m->file, path));
+    SH_GOTO(sh_shape_is(path) ? sh_shape_open(&m->file, path) : sh_file_open(&m->file, path));
     SH_GOTO(sh_model_file_parse(m));
     *out = m;
     m = NULL;

@@ -73,7 +73,7 @@ typedef struct sh_format {
 extern const sh_format *const sh_formats[]; /* ends with NULL */
 extern const sh_format sh_format_gguf;
 
-/** Opens and checks a model file: every tensor's data lies inside the file when this returns SH_OK.
+/** Opens and checks a model file, or a shape (formats/shape.h): every tensor's data lies inside the file when this returns SH_OK.
  *  SH_EFILE: not a model, cut off, or damaged; the sentence names the file and the fault.
  *  Close with sh_model_file_close, which accepts NULL. */
 sh_err sh_model_file_open(sh_model_file **out, const char *path);

@@ -189,7 +189,7 @@ static void test_protocol(void **state)
 }
 
 /* A worker that does not do what it should. */
-enum fake { GARBAGE, OTHER_PROTOCOL, CUT_DATA, BAD_STEP };
+enum fake { GARBAGE, OTHER_PROTOCOL, CUT_DATA, HEARSAY, BAD_STEP };
 
 static process fake_start(enum fake kind)
 {
@@ -234,6 +234,17 @@ static process fake_start(enum fake kind)
             if (reply.type != SH_FRAME_STARTED) continue;
             poll(NULL, 0, 300);
             if (kind == CUT_DATA) sh_link_close(&hop.in, 0);
+            for (int i = 1; kind == HEARSAY && i >= 0;
+                 i--) { /* the cause counts, not who was first */
+                reply.type = SH_FRAME_FAIL;
+                reply.hearsay = i;
+                snprintf(reply.text, sizeof reply.text, "%s", i ? "a rumour" : "the cause");
+                b.n = 0;
+                sh_wire_encode(&reply, &b);
+                zmq_send(control.sock, id, (size_t)n_id, ZMQ_SNDMORE);
+                zmq_send(control.sock, b.p, b.n, 0);
+                poll(NULL, 0, 100);
+            }
             if (kind == BAD_STEP) {
                 sh_step s = {0};
                 bool sent;
@@ -264,7 +275,9 @@ static void test_fakes(void **state)
         } else {
             sh_ring *r = open_ring(&c, 8, 3);
             const char *why = ends_with(r, 5000, x);
-            assert_says(why, kind == CUT_DATA ? text_of(&c.addr[1]) : "activations");
+            assert_says(why, kind == BAD_STEP  ? "activations"
+                             : kind == HEARSAY ? "the cause"
+                                               : text_of(&c.addr[1]));
             sh_ring_close(r);
         }
         cluster_end(&c);

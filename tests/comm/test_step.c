@@ -238,6 +238,7 @@ static sh_frame sample(sh_frame_type type)
     if (type == SH_FRAME_START) strcpy(f.host, "pi3.local");
     if (type == SH_FRAME_START || type == SH_FRAME_REFUSE || type == SH_FRAME_FAIL)
         strcpy(f.text, "a sentence");
+    f.hearsay = type == SH_FRAME_FAIL;
     return f;
 }
 
@@ -247,7 +248,7 @@ static void test_frames(void **state)
     static const size_t n_bytes[] = {
         [SH_FRAME_HELLO] = 24,  [SH_FRAME_WELCOME] = 44, [SH_FRAME_REFUSE] = 20,
         [SH_FRAME_LOAD] = 66,   [SH_FRAME_READY] = 10,   [SH_FRAME_START] = 33,
-        [SH_FRAME_STARTED] = 8, [SH_FRAME_END] = 8,      [SH_FRAME_FAIL] = 20};
+        [SH_FRAME_STARTED] = 8, [SH_FRAME_END] = 8,      [SH_FRAME_FAIL] = 21};
     for (sh_frame_type t = SH_FRAME_HELLO; t <= SH_FRAME_FAIL; t++) {
         sh_frame f = sample(t), g;
         sh_buf b = {0};
@@ -285,7 +286,7 @@ static void test_sentences(void **state)
     assert_int_equal(sh_wire_decode(&g, b.p, b.n), SH_OK);
     assert_int_equal(strlen(g.text), 1023);
     assert_memory_equal(g.text, "xxx  xxx", 8);
-    b.p[14] = '\033'; /* what we would not send, we do not take */
+    b.p[15] = '\033'; /* what we would not send, we do not take */
     assert_int_equal(sh_wire_decode(&g, b.p, b.n), SH_EPEER);
     sh_buf_free(&b);
 }

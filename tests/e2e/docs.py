@@ -59,7 +59,7 @@ def adding(text):
     for diff in diffs:
         patch = tap.TMP / "adding.diff"
         patch.write_text(diff)
-        result = subprocess.run(["git", "apply", "--check", "--recount", "--unidiff-zero", str(patch)],
+        result = subprocess.run(["git", "apply", "--check", str(patch)],
                                 cwd=tap.ROOT, capture_output=True, text=True)
         first = re.search(r"^\+\+\+ b/(.*)$", diff, re.M)
         tap.ok(result.returncode == 0, f"docs/adding.md: the diff of {first and first[1]} applies",

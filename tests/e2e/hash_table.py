@@ -15,7 +15,7 @@ import tap
 
 PROMPT = ("Once upon a time there was a little dog named Spot who liked to run in the big park with "
           "his friend Lily, and one sunny day they found a red ball under the old tree.")
-N_TOKENS = 16
+N_TOKENS = 24
 N_SAMPLES = 5
 
 MODELS = {
@@ -43,7 +43,7 @@ TOPOLOGIES = {
     "ring3 b1": (["--ring", 3, "-b", 1], 2), "tp8 b64": (["--tp", 8, "-b", 64], 1),
     "tp5 b7": (["--tp", 5, "-b", 7], 2), "ring3 np3": (["--ring", 3, "-np", 3], 5),
 }
-PER_ROW = 5
+PER_ROW = 3 if tap.SANITIZED else 12
 
 
 def run(model, arith, sampling, flags, n_samples):

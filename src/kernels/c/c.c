@@ -7,6 +7,7 @@ static void overlay(sh_kernels *k)
     sh_matmul_c(k);
     sh_vector_c(k);
     sh_attention_c(k);
+    sh_peak_c(k);
 }
 
 const sh_isa sh_isa_c = {.name = "c", .needs = 0, .overlay = overlay};

@@ -7,5 +7,6 @@
 void sh_matmul_c(sh_kernels *k);
 void sh_vector_c(sh_kernels *k);
 void sh_attention_c(sh_kernels *k);
+void sh_peak_c(sh_kernels *k);
 
 #endif
