@@ -34,7 +34,7 @@ typedef struct shoal shoal;
 /* ---- opening ---- */
 
 typedef struct shoal_options {
-    const char *model;  /* path of a GGUF file */
+    const char *model;  /* path of a GGUF file, or "shape:NAME:TYPE": random weights, for measuring */
     int n_ctx;          /* positions of a sequence; 0: the model's, at most 4096 */
     int n_slot;         /* sequences at once; 0: 8 */
     int n_batch;        /* prompt tokens in one step; 0: 512 */
@@ -61,9 +61,27 @@ typedef struct shoal_info {
     size_t weight_bytes; /* of this process's share */
     size_t memory_bytes; /* resident in this process now */
     double load_s;
+    const char *type; /* of most of the weights: "q8_0" */
+    const char *cpu;  /* the instruction set of the kernels: "amx" */
+    /* What a token takes of the whole model, over all ranks and stages: bytes of packed weights of the
+     * layers and of the head; bytes of KV cache for each position it looks at; operations, 2 for each
+     * multiply-add, for the same three. */
+    uint64_t layer_bytes, head_bytes, pos_bytes, layer_ops, head_ops, pos_ops;
 } shoal_info;
 
 void shoal_get_info(const shoal *s, shoal_info *info);
+
+/* What this host's cores that the engine uses (those of its ranks and local nodes too) can do. */
+typedef struct shoal_ceiling {
+    double read_bytes_per_s;  /* of memory, all of them reading at once */
+    double prompt_ops_per_s;  /* in the arithmetic of prompts */
+    double sampled_ops_per_s; /* in the arithmetic of sampled tokens */
+    int n_thread;
+} shoal_ceiling;
+
+/** Measures, for about a second; the best of several passes. The engine should be idle. Needs 1 GiB of
+ *  memory for the time. SHOAL_ENOMEM, SHOAL_ESYS: the engine is as it was. */
+shoal_err shoal_measure(const shoal *s, shoal_ceiling *ceiling);
 
 /* ---- text ---- */
 

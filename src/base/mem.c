@@ -63,3 +63,52 @@ size_t sh_memory_used_bytes(void)
     fclose(f);
     return resident * (size_t)sysconf(_SC_PAGESIZE);
 }
+
+/* The number after `key` in a file of lines "key value"; `none` if it is not there. An empty key: the
+ * file begins with the number. */
+static size_t number_in(const char *path, const char *key, size_t none)
+{
+    char line[256];
+    size_t n = strlen(key), v = none;
+    FILE *f = fopen(path, "r");
+    if (!f) return none;
+    while (fgets(line, sizeof line, f))
+        if (strncmp(line, key, n) == 0 && sscanf(line + n, "%zu", &v) == 1) break;
+    fclose(f);
+    return v;
+}
+
+/* What one control group leaves; its cached file pages would make room. */
+static size_t group_free(const char *dir)
+{
+    char path[640];
+    snprintf(path, sizeof path, "%s/memory.max", dir);
+    size_t max = number_in(path, "", SIZE_MAX); /* "max": no limit */
+    snprintf(path, sizeof path, "%s/memory.current", dir);
+    size_t used = number_in(path, "", 0);
+    snprintf(path, sizeof path, "%s/memory.stat", dir);
+    size_t cached = number_in(path, "inactive_file ", 0) + number_in(path, "active_file ", 0);
+    if (max == SIZE_MAX) return max;
+    used = used > cached ? used - cached : 0;
+    return max > used ? max - used : 0;
+}
+
+size_t sh_memory_free_bytes(void)
+{
+    static const char root[] = "/sys/fs/cgroup";
+    char dir[512], line[400];
+    size_t kib = number_in("/proc/meminfo", "MemAvailable:", 0);
+    size_t least = kib ? kib * 1024 : SIZE_MAX, n;
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\n")] = 0;
+        if (strncmp(line, "0::", 3) != 0) continue;
+        snprintf(dir, sizeof dir, "%s%s", root, strcmp(line + 3, "/") ? line + 3 : "");
+        while (strlen(dir) >= strlen(root)) { /* this group and its parents */
+            if ((n = group_free(dir)) < least) least = n;
+            *strrchr(dir, '/') = 0;
+        }
+    }
+    if (f) fclose(f);
+    return least == SIZE_MAX ? 0 : least;
+}

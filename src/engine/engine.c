@@ -11,9 +11,11 @@
 #include "base/mem.h"
 #include "comm/ring.h"
 #include "engine/launch.h"
+#include "engine/measure.h"
 #include "engine/node.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "model/cost.h"
 #include "model/kv.h"
 #include "model/weights.h"
 #include "shoal.h"
@@ -35,6 +37,8 @@ struct shoal {
     sh_dtype kv;
     bool arith_bf16;
     int n_stage;
+    sh_cost cost;
+    int cpu[64], n_cpu; /* of all local ranks and nodes; n_cpu 0: they are not tied */
     sh_node *node;
     sh_tokenizer *tokenizer;
     sh_local local;
@@ -172,6 +176,8 @@ static sh_err open_nodes(shoal *s, const sh_config *c, const sh_model_file *m)
         SH_TRY(sh_local_start(&s->local, &s->nodes, &s->opt, s->opt.n_ring - 1, no.n_thread, no.cpu,
                               no.n_cpu));
     if (no.n_cpu < no.n_thread * s->opt.n_rank * s->opt.n_ring) no.n_cpu = 0; /* not enough for all */
+    memcpy(s->cpu, no.cpu, sizeof s->cpu);
+    s->n_cpu = no.n_cpu;
     if (s->n_stage > 1) {
         sh_err err = sh_ring_open(&s->ring, &s->nodes, 8000);
         if (err != SH_OK) {
@@ -211,6 +217,7 @@ shoal_err shoal_open(shoal **out, const shoal_options *opt)
         goto out;
     }
     SH_GOTO(set_options(s, opt, &c));
+    s->cost = sh_cost_of(&c, m, s->kv);
     SH_GOTO(open_nodes(s, &c, m));
     SH_GOTO(sh_scheduler_open(&s->scheduler, s->n_stage, s->opt.n_slot, s->opt.n_batch, s->opt.n_ctx));
     SH_GOTO(sh_sampler_open(&s->sampler, c.dim[SH_DIM_VOCAB]));
@@ -263,7 +270,28 @@ void shoal_get_info(const shoal *s, shoal_info *info)
                          .n_slot = s->opt.n_slot,
                          .weight_bytes = sh_node_weight_bytes(s->node),
                          .memory_bytes = sh_memory_used_bytes(),
-                         .load_s = s->load_s};
+                         .load_s = s->load_s,
+                         .type = sh_dtypes[s->cost.dtype].name,
+                         .cpu = sh_kernels_best(),
+                         .layer_bytes = s->cost.layer_bytes,
+                         .head_bytes = s->cost.head_bytes,
+                         .pos_bytes = s->cost.pos_bytes,
+                         .layer_ops = s->cost.layer_ops,
+                         .head_ops = s->cost.head_ops,
+                         .pos_ops = s->cost.pos_ops};
+}
+
+shoal_err shoal_measure(const shoal *s, shoal_ceiling *out)
+{
+    int n_thread = s->opt.n_thread * s->opt.n_rank * s->opt.n_ring;
+    sh_measured m;
+    sh_err err = sh_measure(&m, n_thread, s->n_cpu >= n_thread ? s->cpu : NULL);
+    if (err != SH_OK) return out_err(err);
+    *out = (shoal_ceiling){.read_bytes_per_s = m.read_bytes_per_s,
+                           .prompt_ops_per_s = m.ops_per_s[sh_form_of(s->cost.dtype, s->arith_bf16)],
+                           .sampled_ops_per_s = m.ops_per_s[sh_form_of(s->cost.dtype, false)],
+                           .n_thread = n_thread};
+    return SHOAL_OK;
 }
 
 void shoal_get_stats(const shoal *s, shoal_stats *stats)

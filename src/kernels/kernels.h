@@ -141,8 +141,15 @@ extern const sh_isa sh_isa_c, sh_isa_avx2, sh_isa_avx512, sh_isa_amx, sh_isa_neo
  *  `upto` (NULL: $SHOAL_CPU, or all). SH_EARG: no such name; lists them. */
 sh_err sh_kernels_init(sh_kernels *k, const char *upto);
 
-/** Whether bf16 prompts run at the speed of a matrix unit here. */
+/** Whether bf16 prompts run at the speed of a matrix unit here; $SHOAL_CPU can hold it back. */
 bool sh_kernels_have_amx(void);
+
+/** The best instruction set that sh_kernels_init(k, NULL) uses. */
+const char *sh_kernels_best(void);
+
+/** Calls fn for every row that some instruction set fills in, with the one that serves it; `upto` and
+ *  errors as sh_kernels_init. */
+sh_err sh_kernels_list(const char *upto, void (*fn)(void *arg, const char *row, const char *isa), void *arg);
 
 /** The form that a weight type takes for one arithmetic of prompts; sampled tokens take
  *  sh_form_of(t, false). */

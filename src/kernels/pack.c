@@ -31,11 +31,9 @@ static size_t pad64(size_t n)
 size_t sh_form_bytes(sh_form form, const sh_kdim *kd)
 {
     size_t kp = (size_t)kd->kp[kd->n_slice];
-    switch (form) {
-    case SH_FORM_BF16: return pad64(kp * 2);
-    case SH_FORM_I8: return pad64(kp + kp / SH_RUN * 8);
-    default: return pad64(kp * 4);
-    }
+    size_t n = form == SH_FORM_BF16 ? kp * 2 : form == SH_FORM_I8 ? kp + kp / SH_RUN * 8 : kp * 4;
+    /* an odd number of cache lines, so that the tokens of a tile do not fall on the same sets */
+    return (n + 63) / 64 * 64 | 64;
 }
 
 void sh_mat_layout(sh_mat *m, sh_dtype dtype, int rows, const sh_kdim *kd)

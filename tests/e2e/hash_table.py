@@ -42,15 +42,16 @@ TOPOLOGIES = {
     "ring2 tp3 b7": (["--ring", 2, "--tp", 3, "-b", 7], 5), "ring5 b7": (["--ring", 5, "-b", 7], 1),
     "ring3 b1": (["--ring", 3, "-b", 1], 2), "tp8 b64": (["--tp", 8, "-b", 64], 1),
     "tp5 b7": (["--tp", 5, "-b", 7], 2), "ring3 np3": (["--ring", 3, "-np", 3], 5),
+    "cpu c": ([], 2),  # the portable kernels against the best that this machine has
 }
-PER_ROW = 3 if tap.SANITIZED else 12
+PER_ROW = 3 if tap.SANITIZED else 9
 
 
-def run(model, arith, sampling, flags, n_samples):
+def run(model, arith, sampling, flags, n_samples, env=None):
     """Of each sample: token ids, hash of the bits of its last logits. Or the result that has none."""
     common = ["-m", model, "-p", PROMPT, "-n", N_TOKENS, "-c", 512, "-o", "json", "-v",
               "--n-samples", n_samples, *SAMPLINGS[sampling], *(["--arith", arith] if arith else [])]
-    result = tap.shoal("run", *common, *flags, timeout=60)
+    result = tap.shoal("run", *common, *flags, timeout=60, env=env)
     if result.status != 0:
         return result
     lines = sorted(result.lines(), key=lambda line: line["sample"])
@@ -89,7 +90,8 @@ def chosen(row_number, everything):
 def row_cases(pool, row_number, row, everything):
     name, path, dtype, arith, sampling = row
     want = pool.submit(run, path, arith, sampling, ["-t", 1], N_SAMPLES)
-    got = {t: pool.submit(run, path, arith, sampling, *TOPOLOGIES[t])
+    got = {t: pool.submit(run, path, arith, sampling, *TOPOLOGIES[t],
+                          {"SHOAL_CPU": "c"} if t == "cpu c" else None)
            for t in chosen(row_number, everything)}
     return want, got
 

@@ -78,11 +78,11 @@ def start(*args, **kw):
     return subprocess.Popen([PROGRAM, *map(str, args)], **kw)
 
 
-def shoal(*args, stdin=None, timeout=60):
-    """Runs the program to its end. Status -1000: it hung and was killed."""
+def shoal(*args, stdin=None, timeout=60, env=None):
+    """Runs the program to its end. Status -1000: it hung and was killed. env: more variables."""
     began = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = start(*args, stdout=out, stderr=err,
+        process = start(*args, stdout=out, stderr=err, env={**ENV, **(env or {})},
                         stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL)
         if stdin is not None:
             process.stdin.write(stdin if isinstance(stdin, bytes) else stdin.encode())

@@ -55,22 +55,35 @@ typedef enum look {
 static inline float random_value(look l)
 {
     switch (l) {
-    case LOOK_WIDE: return ldexpf(random_unit(), random_in(-30, 30));
-    case LOOK_TINY: return ldexpf(random_unit(), random_in(-80, -50));
-    case LOOK_EXTREME: return (float)random_in(-1, 1);
+    case LOOK_WIDE:
+        return ldexpf(random_unit(), random_in(-30, 30));
+    case LOOK_TINY:
+        return ldexpf(random_unit(), random_in(-80, -50));
+    case LOOK_EXTREME:
+        return (float)random_in(-1, 1);
     case LOOK_SPECIAL:
         switch (random_in(0, 99)) {
-        case 0: return INFINITY;
-        case 1: return -INFINITY;
-        case 2: return NAN;
-        case 3: return sh_f32_from_bits((uint32_t)random_u64() & 0x807fffffu);
-        case 4: return 0.0f;
-        case 5: return -0.0f;
-        case 6: return ldexpf(random_unit(), -120);
-        case 7: return ldexpf(random_unit(), 120);
-        default: return random_unit();
+        case 0:
+            return INFINITY;
+        case 1:
+            return -INFINITY;
+        case 2:
+            return NAN;
+        case 3:
+            return sh_f32_from_bits((uint32_t)random_u64() & 0x807fffffu);
+        case 4:
+            return 0.0f;
+        case 5:
+            return -0.0f;
+        case 6:
+            return ldexpf(random_unit(), -120);
+        case 7:
+            return ldexpf(random_unit(), 120);
+        default:
+            return random_unit();
         }
-    default: return random_unit();
+    default:
+        return random_unit();
     }
 }
 static inline void random_fill(float *x, size_t n, look l)
@@ -128,7 +141,8 @@ static inline void buffer_free(buffer *b)
 
 /* ---- comparison ---- */
 
-/* The same bits, but any NaN is as good as another: which one comes out is no part of the contract. */
+/* The same bits, but any NaN is as good as another: which one comes out is no part of the contract.
+ */
 static inline bool same(float a, float b)
 {
     return sh_f32_bits(a) == sh_f32_bits(b) || (a != a && b != b);
@@ -150,6 +164,25 @@ static inline long differs_half(const uint16_t *a, const uint16_t *b, size_t n, 
     return -1;
 }
 
+/* ---- values by their definition ---- */
+
+static inline double half_value(uint16_t h)
+{
+    int exp = h >> 10 & 31, man = h & 1023;
+    double v =
+        exp == 31 ? (man ? NAN : INFINITY) : ldexp(exp ? man + 1024 : man, (exp ? exp : 1) - 25);
+    return h & 0x8000 ? -v : v;
+}
+
+/* The nearer of the two bf16 about v; on a tie the even one. */
+static inline float to_bf16(float v)
+{
+    uint32_t down = sh_f32_bits(v) & 0xffff0000u, up = down + 0x10000u;
+    double a = fabs((double)v - (double)sh_f32_from_bits(down));
+    double b = fabs((double)sh_f32_from_bits(up) - (double)v);
+    return sh_f32_from_bits(a < b || (a == b && !(down & 0x10000u)) ? down : up);
+}
+
 /* ---- matrices ---- */
 
 /* A matrix as a file has it, and packed. */
@@ -169,11 +202,12 @@ static inline const uint8_t *matrix_row(const void *arg, int r)
 
 static inline uint16_t random_f16(look l)
 {
-    return sh_f16_from_f32(l == LOOK_TINY ? ldexpf(random_unit(), random_in(-24, -10)) : random_value(l));
+    return sh_f16_from_f32(l == LOOK_TINY ? ldexpf(random_unit(), random_in(-24, -10))
+                                          : random_value(l));
 }
 
-/* n values of a row, written as a file would have them. Every bit pattern of the integers of quantised
- * blocks occurs; some scales are zero, some not normal. */
+/* n values of a row, written as a file would have them. Every bit pattern of the integers of
+ * quantised blocks occurs; some scales are zero, some not normal. */
 static inline void random_row(uint8_t *p, sh_dtype t, int n, look l)
 {
     const sh_dtype_info *info = &sh_dtypes[t];
@@ -181,9 +215,13 @@ static inline void random_row(uint8_t *p, sh_dtype t, int n, look l)
         float f = random_value(l);
         uint16_t h = t == SH_BF16 ? sh_bf16_from_f32(f) : random_f16(l);
         switch (t) {
-        case SH_F32: memcpy(p, &f, 4); break;
+        case SH_F32:
+            memcpy(p, &f, 4);
+            break;
         case SH_F16:
-        case SH_BF16: memcpy(p, &h, 2); break;
+        case SH_BF16:
+            memcpy(p, &h, 2);
+            break;
         default:
             h = random_in(0, 9) == 0 ? 0 : random_in(0, 9) == 0 ? (uint16_t)random_in(0, 0x3ff) : h;
             memcpy(p, &h, 2);
@@ -230,7 +268,8 @@ static inline sh_kdim random_kdim(int k, int block)
 }
 
 /* n_tok tokens in a form, as the C rows write them. */
-static inline buffer prepared(const sh_kernels *c, sh_form form, const sh_kdim *kd, int n_tok, look l)
+static inline buffer prepared(const sh_kernels *c, sh_form form, const sh_kdim *kd, int n_tok,
+                              look l)
 {
     size_t n = (size_t)kd->k[kd->n_slice], ldx = sh_form_bytes(form, kd);
     float *x = malloc((n + 1) * sizeof *x);

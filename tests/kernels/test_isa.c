@@ -1,7 +1,8 @@
 #define _GNU_SOURCE
-/* Every row of every instruction set that this machine allows against the row of c/, bit for bit, at
- * awkward sizes, on memory that ends where the arguments do, with values of every kind. A new row or a
- * new instruction set is tested without a change here; a new field of sh_kernels needs a line. */
+/* Every row of every instruction set that this machine allows against the row of c/, bit for bit,
+ * at awkward sizes, on memory that ends where the arguments do, with values of every kind. A new
+ * row or a new instruction set is tested without a change here; a new field of sh_kernels needs a
+ * line. */
 #include "kit.h"
 
 enum { N_TRY = 60 };
@@ -17,8 +18,7 @@ static int n_matched; /* pointers of the table that were looked at */
 #define SAME(what, at, fmt, ...)                                                                   \
     do {                                                                                           \
         long at_ = (at);                                                                           \
-        if (at_ >= 0)                                                                              \
-            fail_msg("%s: %s differs from c at %ld: " fmt, isa, what, at_, __VA_ARGS__);           \
+        if (at_ >= 0) fail_msg("%s: %s differs from c at %ld: " fmt, isa, what, at_, __VA_ARGS__); \
     } while (0)
 #define GUARDED(what, b)                                                                           \
     do {                                                                                           \
@@ -32,9 +32,11 @@ static void compare_matmul(sh_dtype t, sh_form form)
     snprintf(what, sizeof what, "matmul[%s][%s]", sh_dtypes[t].name, form_name[form]);
     for (int i = 0; i < 2 * N_TRY; i++) {
         look l = i % 2 ? LOOK_UNIT : (look)(i / 2 % N_LOOK);
-        int rows = PICK(1, 7, 15, 16, 17, 31, 33, 64, 100, 130), n_tok = PICK(1, 1, 2, 3, 4, 5, 7, 8, 9);
+        int rows = PICK(1, 7, 15, 16, 17, 31, 33, 64, 100, 130),
+            n_tok = PICK(1, 1, 2, 3, 4, 5, 7, 8, 9);
         if (i % 7 == 0) n_tok = PICK(15, 16, 17, 31, 32, 33, 40, 47, 49, 65);
-        sh_kdim kd = random_kdim(PICK(1, 31, 32, 33, 64, 65, 96, 128, 172, 256, 300), sh_dtypes[t].block);
+        sh_kdim kd =
+            random_kdim(PICK(1, 31, 32, 33, 64, 65, 96, 128, 172, 256, 300), sh_dtypes[t].block);
         int n_slice = PICK(1, 2, 4, 8);
         while (n_slice > kd.n_slice) n_slice /= 2;
         int slice = random_in(0, kd.n_slice - n_slice);
@@ -48,10 +50,11 @@ static void compare_matmul(sh_dtype t, sh_form form)
         c.matmul[t][form](want.p, ldy, &m.mat, lo, hi, slice, slice + n_slice, x.p, ldx, n_tok);
         k.matmul[t][form](got.p, ldy, &m.mat, lo, hi, slice, slice + n_slice, x.p, ldx, n_tok);
         long at = differs(want.p, got.p, want.n / 4);
-        SAME(what, at, "%a instead of %a; rows %d, k %d, panels %d to %d, slices %d to %d of %d, "
+        SAME(what, at,
+             "%a instead of %a; rows %d, k %d, panels %d to %d, slices %d to %d of %d, "
              "tokens %d, ldy %zu, look %d, try %d",
-             (double)((float *)got.p)[at], (double)((float *)want.p)[at], rows, kd.k[kd.n_slice], lo, hi,
-             slice, slice + n_slice, kd.n_slice, n_tok, ldy, (int)l, i);
+             (double)((float *)got.p)[at], (double)((float *)want.p)[at], rows, kd.k[kd.n_slice],
+             lo, hi, slice, slice + n_slice, kd.n_slice, n_tok, ldy, (int)l, i);
         GUARDED(what, &got);
         buffer_free(&x);
         buffer_free(&want);
@@ -66,7 +69,8 @@ static void compare_prepare(sh_form form)
     snprintf(what, sizeof what, "prepare[%d]", (int)form);
     for (int i = 0; i < 4 * N_TRY; i++) {
         look l = (look)(i % N_LOOK);
-        sh_kdim kd = random_kdim(PICK(1, 15, 16, 31, 32, 33, 64, 100, 172, 300), form == SH_FORM_I8 ? 32 : 1);
+        sh_kdim kd = random_kdim(PICK(1, 15, 16, 31, 32, 33, 64, 100, 172, 300),
+                                 form == SH_FORM_I8 ? 32 : 1);
         if (i % 3 == 0) kd = random_kdim(random_in(1, 400), 1);
         size_t kp = (size_t)kd.kp[kd.n_slice];
         buffer x = buffer_floats((size_t)kd.k[kd.n_slice], l);
@@ -76,16 +80,18 @@ static void compare_prepare(sh_form form)
         c.prepare[form](want.p, x.p, &kd);
         k.prepare[form](got.p, x.p, &kd);
         if (form == SH_FORM_BF16) {
-            SAME(what, differs_half(want.p, got.p, kp, SH_BF16), "k %d, look %d", kd.k[kd.n_slice], (int)l);
+            SAME(what, differs_half(want.p, got.p, kp, SH_BF16), "k %d, look %d", kd.k[kd.n_slice],
+                 (int)l);
         } else if (form == SH_FORM_F32) {
             SAME(what, differs(want.p, got.p, kp), "k %d, look %d", kd.k[kd.n_slice], (int)l);
         } else {
             const uint8_t *a = want.p, *b = got.p;
             for (size_t j = 0; j < kp; j++)
-                SAME(what, a[j] == b[j] ? -1 : (long)j, "quantised %d instead of %d, look %d", (int8_t)b[j],
-                     (int8_t)a[j], (int)l);
+                SAME(what, a[j] == b[j] ? -1 : (long)j, "quantised %d instead of %d, look %d",
+                     (int8_t)b[j], (int8_t)a[j], (int)l);
             SAME(what, differs(a + kp, b + kp, kp / SH_RUN), "a scale, look %d", (int)l);
-            const int32_t *s = (const int32_t *)(a + kp + kp / 8), *z = (const int32_t *)(b + kp + kp / 8);
+            const int32_t *s = (const int32_t *)(a + kp + kp / 8),
+                          *z = (const int32_t *)(b + kp + kp / 8);
             for (size_t j = 0; j < kp / SH_RUN; j++)
                 SAME(what, s[j] == z[j] ? -1 : (long)j, "a sum, look %d", (int)l);
         }
@@ -146,11 +152,12 @@ static void compare_rope(void)
         int n_rot = i % 3 ? head_dim : 2 * random_in(0, head_dim / 2);
         size_t n = (size_t)(n_head * head_dim);
         buffer want = buffer_floats(n, l), got = buffer_copy(&want);
-        buffer cs = buffer_floats((size_t)n_rot / 2, LOOK_UNIT), sn = buffer_floats((size_t)n_rot / 2, LOOK_UNIT);
+        buffer cs = buffer_floats((size_t)n_rot / 2, LOOK_UNIT),
+               sn = buffer_floats((size_t)n_rot / 2, LOOK_UNIT);
         c.rope(want.p, cs.p, sn.p, n_head, head_dim, n_rot);
         k.rope(got.p, cs.p, sn.p, n_head, head_dim, n_rot);
-        SAME("rope", differs(want.p, got.p, n), "%d heads of %d, n_rot %d, look %d", n_head, head_dim, n_rot,
-             (int)l);
+        SAME("rope", differs(want.p, got.p, n), "%d heads of %d, n_rot %d, look %d", n_head,
+             head_dim, n_rot, (int)l);
         GUARDED("rope", &got);
         buffer_free(&want);
         buffer_free(&got);
@@ -191,17 +198,18 @@ static void compare_kv_put(sh_dtype t)
         look l = (look)(i % N_LOOK);
         int head_dim = random_head_dim();
         size_t bytes = sh_dtype_bytes(t, (size_t)(SH_PAGE * head_dim));
-        buffer kw = buffer_of(bytes), vw = buffer_of(bytes), kg = buffer_of(bytes), vg = buffer_of(bytes);
+        buffer kw = buffer_of(bytes), vw = buffer_of(bytes), kg = buffer_of(bytes),
+               vg = buffer_of(bytes);
         buffer x = buffer_floats((size_t)head_dim, l), y = buffer_floats((size_t)head_dim, l);
         for (int j = 0; j < 3; j++) {
             int at = random_in(0, SH_PAGE - 1);
             c.kv_put[t](kw.p, vw.p, x.p, y.p, at, head_dim);
             k.kv_put[t](kg.p, vg.p, x.p, y.p, at, head_dim);
         }
-        SAME("kv_put", differs_page(&kw, &kg, t), "K in %s, head_dim %d, look %d", sh_dtypes[t].name,
-             head_dim, (int)l);
-        SAME("kv_put", differs_page(&vw, &vg, t), "V in %s, head_dim %d, look %d", sh_dtypes[t].name,
-             head_dim, (int)l);
+        SAME("kv_put", differs_page(&kw, &kg, t), "K in %s, head_dim %d, look %d",
+             sh_dtypes[t].name, head_dim, (int)l);
+        SAME("kv_put", differs_page(&vw, &vg, t), "V in %s, head_dim %d, look %d",
+             sh_dtypes[t].name, head_dim, (int)l);
         GUARDED("kv_put", &kg);
         GUARDED("kv_put", &vg);
         buffer *all[] = {&kw, &vw, &kg, &vg, &x, &y};
@@ -218,16 +226,17 @@ static void compare_scores(sh_dtype t)
         size_t ldq = (size_t)(head_dim + random_in(0, 9)), lds = (size_t)(room + random_in(0, 40));
         buffer q = buffer_floats((size_t)(n_q - 1) * ldq + (size_t)head_dim, l);
         buffer page = random_page(t, head_dim, false, l);
-        buffer want = buffer_of(((size_t)(n_q - 1) * lds + (size_t)room) * 4), got = buffer_copy(&want);
+        buffer want = buffer_of(((size_t)(n_q - 1) * lds + (size_t)room) * 4),
+               got = buffer_copy(&want);
         c.attn_scores[t](want.p, lds, q.p, ldq, n_q, page.p, n_pos, head_dim, 0.17f);
         k.attn_scores[t](got.p, lds, q.p, ldq, n_q, page.p, n_pos, head_dim, 0.17f);
         for (int h = 0; h < n_q; h++) /* what may be written, but means nothing */
             for (int j = n_pos; j < room; j++)
-                ((float *)want.p)[(size_t)h * lds + (size_t)j] = ((float *)got.p)[(size_t)h * lds + (size_t)j] =
-                    0;
+                ((float *)want.p)[(size_t)h * lds + (size_t)j] =
+                    ((float *)got.p)[(size_t)h * lds + (size_t)j] = 0;
         SAME("attn_scores", differs(want.p, got.p, want.n / 4),
-             "%s, %d heads of %d, %d positions, lds %zu, look %d", sh_dtypes[t].name, n_q, head_dim, n_pos, lds,
-             (int)l);
+             "%s, %d heads of %d, %d positions, lds %zu, look %d", sh_dtypes[t].name, n_q, head_dim,
+             n_pos, lds, (int)l);
         GUARDED("attn_scores", &got);
         buffer *all[] = {&q, &page, &want, &got};
         for (int j = 0; j < 4; j++) buffer_free(all[j]);
@@ -247,16 +256,16 @@ static void compare_values(sh_dtype t)
         c.attn_values[t](want.p, ldo, p.p, ldp, n_q, page.p, n_pos, head_dim);
         k.attn_values[t](got.p, ldo, p.p, ldp, n_q, page.p, n_pos, head_dim);
         SAME("attn_values", differs(want.p, got.p, want.n / 4),
-             "%s, %d heads of %d, %d positions, ldo %zu, look %d", sh_dtypes[t].name, n_q, head_dim, n_pos, ldo,
-             (int)l);
+             "%s, %d heads of %d, %d positions, ldo %zu, look %d", sh_dtypes[t].name, n_q, head_dim,
+             n_pos, ldo, (int)l);
         GUARDED("attn_values", &got);
         buffer *all[] = {&p, &page, &want, &got};
         for (int j = 0; j < 4; j++) buffer_free(all[j]);
     }
 }
 
-/* Numbers, and minus infinity, but not the first: the forward pass makes no others unless the model is
- * damaged. */
+/* Numbers, and minus infinity, but not the first: the forward pass makes no others unless the model
+ * is damaged. */
 static void compare_softmax_part(void)
 {
     for (int i = 0; i < 4 * N_TRY; i++) {
@@ -285,7 +294,8 @@ static void compare_softmax_merge(void)
         float l2 = 1 + random_unit();
         m[0] = m[1] = i % 5 ? random_unit() * spread : m2;
         sum[0] = sum[1] = 2 + random_unit();
-        buffer want = buffer_floats((size_t)n, l), got = buffer_copy(&want), o2 = buffer_floats((size_t)n, l);
+        buffer want = buffer_floats((size_t)n, l), got = buffer_copy(&want),
+               o2 = buffer_floats((size_t)n, l);
         c.softmax_merge(want.p, &m[0], &sum[0], o2.p, m2, l2, n);
         k.softmax_merge(got.p, &m[1], &sum[1], o2.p, m2, l2, n);
         SAME("softmax_merge", differs(&m[0], &m[1], 1), "the maximum, n %d", n);
@@ -326,7 +336,8 @@ static void compare_table(void)
     if (NEW(softmax_part)) compare_softmax_part();
     if (NEW(softmax_merge)) compare_softmax_merge();
     run_bench_rows();
-    assert_int_equal(n_matched, sizeof(sh_kernels) / sizeof(void (*)(void))); /* no field was forgotten */
+    assert_int_equal(n_matched,
+                     sizeof(sh_kernels) / sizeof(void (*)(void))); /* no field was forgotten */
 }
 
 /* The set sh_isas[*state]. */
@@ -346,7 +357,8 @@ static void test_isa(void **state)
     assert_int_equal(sh_kernels_init(&k, isa), SH_OK);
     compare_table();
     print_message("# %s: %d rows compared with c\n", isa, n_compared);
-    assert_true(n_compared > 0 || list == sh_isas); /* a set without a row of its own is a mistake */
+    assert_true(n_compared > 0 ||
+                list == sh_isas); /* a set without a row of its own is a mistake */
     sh_cpu_leave(fp);
 }
 
@@ -374,9 +386,11 @@ static void test_unknown_isa(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[16] = {cmocka_unit_test(test_same_rows), cmocka_unit_test(test_unknown_isa)};
+    struct CMUnitTest tests[16] = {cmocka_unit_test(test_same_rows),
+                                   cmocka_unit_test(test_unknown_isa)};
     size_t n = 2;
     for (int i = 0; sh_isas[i] && n < 16; i++)
-        tests[n++] = (struct CMUnitTest){sh_isas[i]->name, test_isa, NULL, NULL, (void *)(uintptr_t)&sh_isas[i]};
+        tests[n++] = (struct CMUnitTest){sh_isas[i]->name, test_isa, NULL, NULL,
+                                         (void *)(uintptr_t)&sh_isas[i]};
     return _cmocka_run_group_tests("kernels", tests, n, NULL, NULL);
 }

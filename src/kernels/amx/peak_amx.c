@@ -1,17 +1,10 @@
 /* What the matrix unit can do at most: rounds of four independent products of tiles. */
-#include <immintrin.h>
-
 #include "kernels/amx/amx.h"
 
-/* Tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights; all of them 16 rows of 64 bytes. In
- * static memory: a configuration on the stack is one that a compiler may not have written yet. */
-static const struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} config __attribute__((aligned(64))) = {
+/* Tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights; all of them 16 rows of 64 bytes. */
+static const tile_config config = {
     .palette = 1,
-    .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+    .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
     .rows = {16, 16, 16, 16, 16, 16, 16, 16},
 };
 

@@ -1,0 +1,204 @@
+/* Products in bf16 on the matrix unit, for tens of tokens and more: TDPBF16PS is the arithmetic that the
+ * contract names. Two tiles of tokens by two panels of outputs are summed at once; a group of panels is
+ * turned into bf16 tiles once and then serves all tokens from the second-level cache. */
+#include "kernels/amx/amx.h"
+
+enum {
+    TILE_BYTES = 1024,         /* 32 k's of 16 outputs, or of 16 tokens */
+    GROUP_BYTES = 1408 * 1024, /* bf16 tiles that are kept at hand: most of a 2 MiB cache */
+    FEW = 8,                   /* tokens below which the vector unit is as fast */
+};
+
+/* Tiles: 0, 1 = the first 16 tokens by two panels; 2, 3 = the next m tokens by the same; 4, 5 = the
+ * tokens; 6, 7 = the panels. */
+#define CONFIG(m)                                                                                  \
+    {                                                                                              \
+        .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64},                                   \
+        .rows = {16, 16, m, m, 16, m, 16, 16},                                                     \
+    }
+static const tile_config config[17] = {
+    CONFIG(16), CONFIG(1), CONFIG(2),  CONFIG(3),  CONFIG(4),  CONFIG(5),  CONFIG(6),  CONFIG(7), CONFIG(8),
+    CONFIG(9),  CONFIG(10), CONFIG(11), CONFIG(12), CONFIG(13), CONFIG(14), CONFIG(15), CONFIG(16)};
+
+/* One panel's k's as tiles, [kp/32][1024 bytes]; `room` is where they are made if they must be. */
+typedef const uint8_t *tiles_fn(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo, int k_hi);
+
+static const uint8_t *tiles_bf16(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo, int k_hi)
+{
+    (void)room, (void)w, (void)k_hi;
+    return panel + (size_t)k_lo * 32; /* packed just so */
+}
+
+/* Four k's of 16 outputs as bytes become two rows of a tile, pairs of bf16(d (q - zero)).
+ * fma(q, d, -zero d) is that product rounded once, since zero is a power of two. */
+INLINE void dequantise_four(uint8_t *out, __m512i v, __m512 d, __m512 minus_zero_d)
+{
+    static const uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i byte = _mm512_set1_epi32(255), order = _mm512_loadu_si512(interleave);
+    __m512 f0 = _mm512_cvtepi32_ps(_mm512_and_si512(v, byte));
+    __m512 f1 = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(v, 8), byte));
+    __m512 f2 = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(v, 16), byte));
+    __m512 f3 = _mm512_cvtepi32_ps(_mm512_srli_epi32(v, 24));
+    f0 = _mm512_fmadd_ps(f0, d, minus_zero_d);
+    f1 = _mm512_fmadd_ps(f1, d, minus_zero_d);
+    f2 = _mm512_fmadd_ps(f2, d, minus_zero_d);
+    f3 = _mm512_fmadd_ps(f3, d, minus_zero_d);
+    __m512i a = (__m512i)_mm512_cvtne2ps_pbh(f1, f0), b = (__m512i)_mm512_cvtne2ps_pbh(f3, f2);
+    _mm512_store_si512(out, _mm512_permutexvar_epi16(order, a));
+    _mm512_store_si512(out + 64, _mm512_permutexvar_epi16(order, b));
+}
+
+INLINE __m512 scales(const uint8_t *first, int b)
+{
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(first + (size_t)b * 32)));
+}
+
+static const uint8_t *tiles_q8_0(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo, int k_hi)
+{
+    const uint8_t *scale = panel + (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN * 512;
+    uint8_t *out = room;
+    for (int b = k_lo / SH_RUN; b < k_hi / SH_RUN; b++) {
+        __m512 d = scales(scale, b), zero = _mm512_mul_ps(d, _mm512_set1_ps(-128.0f));
+        for (int g = 0; g < 8; g++, out += 128)
+            dequantise_four(out, _mm512_load_si512(panel + (size_t)b * 512 + g * 64), d, zero);
+    }
+    return room;
+}
+
+static const uint8_t *tiles_q4_0(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo, int k_hi)
+{
+    const uint8_t *scale = panel + (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN * 256;
+    const __m512i nibble = _mm512_set1_epi8(15);
+    uint8_t *out = room;
+    for (int b = k_lo / SH_RUN; b < k_hi / SH_RUN; b++, out += TILE_BYTES) {
+        __m512 d = scales(scale, b), zero = _mm512_mul_ps(d, _mm512_set1_ps(-8.0f));
+        for (int g = 0; g < 4; g++) {
+            __m512i v = _mm512_load_si512(panel + (size_t)b * 256 + g * 64);
+            dequantise_four(out + g * 128, _mm512_and_si512(v, nibble), d, zero);
+            dequantise_four(out + 512 + g * 128, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), d, zero);
+        }
+    }
+    return room;
+}
+
+/* One or two panels by one or two tiles of tokens, all slices. b0, b1: the panels' tiles; b1 NULL: one
+ * panel. n_first: 16, or 0 if there is only the second tile, of m tokens. */
+INLINE void block(const bool two_tiles, const bool two_panels, tile_sums level[4][5], const sh_mat *w,
+                  int slice_lo, int slice_hi, const uint8_t *b0, const uint8_t *b1, const char *x, size_t ldx)
+{
+    const int base = w->kd.kp[slice_lo];
+    const char *x1 = two_tiles ? x + 16 * ldx : x; /* the second tile's tokens */
+    int depth = 0;
+    for (int s = slice_lo; s < slice_hi; s++) {
+        if (two_tiles) _tile_zero(0);
+        if (two_tiles && two_panels) _tile_zero(1);
+        _tile_zero(2);
+        if (two_panels) _tile_zero(3);
+        for (int k = w->kd.kp[s]; k < w->kd.kp[s + 1]; k += SH_RUN) {
+            size_t at = (size_t)(k - base) / SH_RUN * TILE_BYTES;
+            _tile_loadd(6, b0 + at, 64);
+            if (two_tiles) _tile_loadd(4, x + (size_t)k * 2, (int)ldx);
+            if (two_tiles) _tile_dpbf16ps(0, 4, 6);
+            if (two_panels) _tile_loadd(7, b1 + at, 64);
+            if (two_tiles && two_panels) _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, x1 + (size_t)k * 2, (int)ldx);
+            _tile_dpbf16ps(2, 5, 6);
+            if (two_panels) _tile_dpbf16ps(3, 5, 7);
+        }
+        if (two_tiles) _tile_stored(0, level[0][depth], 64);
+        if (two_tiles && two_panels) _tile_stored(1, level[1][depth], 64);
+        _tile_stored(2, level[2][depth], 64);
+        if (two_panels) _tile_stored(3, level[3][depth], 64);
+        int d = depth;
+        if (two_tiles) d = depth, tile_tree(level[0], &d, s - slice_lo);
+        if (two_tiles && two_panels) d = depth, tile_tree(level[1], &d, s - slice_lo);
+        if (two_panels) d = depth, tile_tree(level[3], &d, s - slice_lo);
+        d = depth;
+        tile_tree(level[2], &d, s - slice_lo);
+        depth = d;
+    }
+}
+
+/* All tokens by a group of panels whose tiles are ready. */
+static void group(float *y, size_t ldy, const sh_mat *w, int panel_lo, int n_panel, int slice_lo,
+                  int slice_hi, const uint8_t **tiles, const char *x, size_t ldx, int n_tok)
+{
+    _Alignas(64) tile_sums level[4][5];
+    int loaded = -1;
+    for (int t = 0; t < n_tok;) {
+        bool two = n_tok - t > 16;
+        int m = two ? (n_tok - t >= 32 ? 16 : n_tok - t - 16) : n_tok - t; /* tokens of the second tile */
+        const char *xt = x + (size_t)t * ldx;
+        float *yt = y + (size_t)t * ldy;
+        if (m != loaded) _tile_loadconfig(&config[m]);
+        loaded = m;
+        for (int p = 0; p < n_panel; p += 2) {
+            bool pair = p + 1 < n_panel;
+            int o = (panel_lo + p) * SH_LANES;
+            __mmask16 r0 = panel_rows(w, panel_lo + p), r1 = pair ? panel_rows(w, panel_lo + p + 1) : 0;
+            if (two && pair)
+                block(true, true, level, w, slice_lo, slice_hi, tiles[p], tiles[p + 1], xt, ldx);
+            else if (two)
+                block(true, false, level, w, slice_lo, slice_hi, tiles[p], NULL, xt, ldx);
+            else if (pair)
+                block(false, true, level, w, slice_lo, slice_hi, tiles[p], tiles[p + 1], xt, ldx);
+            else
+                block(false, false, level, w, slice_lo, slice_hi, tiles[p], NULL, xt, ldx);
+            float *y1 = two ? yt + 16 * ldy : yt;
+            if (two) tile_out(yt + o, ldy, &level[0][0], 16, r0);
+            if (two && pair) tile_out(yt + o + 16, ldy, &level[1][0], 16, r1);
+            tile_out(y1 + o, ldy, &level[2][0], m, r0);
+            if (pair) tile_out(y1 + o + 16, ldy, &level[3][0], m, r1);
+        }
+        t += two ? 16 + m : m;
+    }
+    _tile_release();
+}
+
+/* Not inlined: its buffer is only on the stack while it runs. */
+static __attribute__((noinline)) void run(tiles_fn *make, float *y, size_t ldy, const sh_mat *w,
+                                          int panel_lo, int panel_hi, int slice_lo, int slice_hi,
+                                          const char *x, size_t ldx, int n_tok)
+{
+    enum { MAX_PANELS = 64 };
+    _Alignas(64) uint8_t room[GROUP_BYTES];
+    const uint8_t *tiles[MAX_PANELS];
+    int k_lo = w->kd.kp[slice_lo], k_hi = w->kd.kp[slice_hi];
+    size_t bytes = (size_t)(k_hi - k_lo) * 32; /* of one panel */
+    int at_once = bytes ? (int)(GROUP_BYTES / bytes) : MAX_PANELS;
+    if (at_once > MAX_PANELS) at_once = MAX_PANELS;
+    if (at_once > 1) at_once &= ~1;
+    for (int p = panel_lo, n; p < panel_hi; p += n) {
+        n = panel_hi - p < at_once ? panel_hi - p : at_once;
+        for (int i = 0; i < n; i++)
+            tiles[i] = make(room + (size_t)i * bytes, w, w->data + (size_t)(p + i) * w->panel_bytes, k_lo, k_hi);
+        group(y, ldy, w, p, n, slice_lo, slice_hi, tiles, x, ldx, n_tok);
+    }
+}
+
+static sh_matmul_fn *few_bf16, *few_q8_0, *few_q4_0; /* for few tokens: the rows below in the table */
+
+#define MATMUL(name, make, few)                                                                    \
+    static void name(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,            \
+                     int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
+    {                                                                                              \
+        size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32;                     \
+        if (n_tok < FEW || bytes > GROUP_BYTES)                                                    \
+            few(y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);                 \
+        else                                                                                       \
+            run(make, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);           \
+    }
+MATMUL(matmul_bf16, tiles_bf16, few_bf16)
+MATMUL(matmul_q8_0_bf16, tiles_q8_0, few_q8_0)
+MATMUL(matmul_q4_0_bf16, tiles_q4_0, few_q4_0)
+
+void sh_matmul_bf16_amx(sh_kernels *k)
+{
+    few_bf16 = k->matmul[SH_BF16][SH_FORM_BF16];
+    few_q8_0 = k->matmul[SH_Q8_0][SH_FORM_BF16];
+    few_q4_0 = k->matmul[SH_Q4_0][SH_FORM_BF16];
+    k->matmul[SH_BF16][SH_FORM_BF16] = matmul_bf16;
+    k->matmul[SH_Q8_0][SH_FORM_BF16] = matmul_q8_0_bf16;
+    k->matmul[SH_Q4_0][SH_FORM_BF16] = matmul_q4_0_bf16;
+}

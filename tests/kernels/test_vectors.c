@@ -1,0 +1,217 @@
+/* The C rows of norm, activation, rotation and attention, which are the specification, against
+ * references written here from the contract of kernels.h: in the same order of float32 operations
+ * where it fixes the bits, in float64 where the question is whether the formula is right. */
+#define _GNU_SOURCE
+#include "kit.h"
+
+static sh_kernels k;
+
+/* ---- vectors ---- */
+
+static float lanes_in_halves(float *lane)
+{
+    for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) lane[i] = lane[i] + lane[n + i];
+    return lane[0];
+}
+
+static void test_rmsnorm(void **state)
+{
+    (void)state;
+    random_state = 9;
+    for (int i = 0; i < 200; i++) {
+        int n = i < 40 ? i + 1 : PICK(64, 100, 288, 300);
+        look l = i % 2 ? LOOK_UNIT : LOOK_WIDE;
+        buffer x = buffer_floats((size_t)n, l), g = buffer_floats((size_t)n, LOOK_UNIT);
+        buffer y = buffer_of((size_t)n * 4);
+        const float *xf = x.p, *gf = g.p, *yf = y.p;
+        float lane[16] = {0}, eps = 1e-5f;
+        double mean = 0;
+        k.rmsnorm(y.p, x.p, g.p, n, eps);
+        for (int j = 0; j < n; j++) {
+            lane[j & 15] = fmaf(xf[j], xf[j], lane[j & 15]);
+            mean += (double)xf[j] * (double)xf[j] / n;
+        }
+        float r = 1.0f / sqrtf(lanes_in_halves(lane) / (float)n + eps);
+        for (int j = 0; j < n; j++) {
+            double real = (double)gf[j] * (double)xf[j] / sqrt(mean + (double)eps);
+            assert_true(fabs((double)yf[j] - real) <= 1e-6 * fabs(real) + 1e-35);
+            float scaled = xf[j] * r;
+            assert_true(same(yf[j], gf[j] * scaled));
+        }
+        buffer_free(&x);
+        buffer_free(&g);
+        buffer_free(&y);
+    }
+}
+
+static void test_silu_add(void **state)
+{
+    (void)state;
+    random_state = 10;
+    for (int i = 0; i < 4000; i++) {
+        float x = random_unit() * (float)PICK(1, 10, 80, 1000), u = random_unit(), g = x, sum = x;
+        double real = (double)x / (1 + exp(-(double)x)) * (double)u;
+        k.silu_mul(&g, &u, 1);
+        assert_true(fabs((double)g - real) <= 5e-7 * fabs(real) + 1e-35);
+        k.add(&sum, &u, 1);
+        assert_true(same(sum, x + u));
+    }
+    float g[2] = {INFINITY, NAN}, u[2] = {2, 1};
+    k.silu_mul(g, u, 2);
+    assert_true(g[0] == INFINITY && isnan(g[1]));
+}
+
+static void test_rope(void **state)
+{
+    (void)state;
+    random_state = 11;
+    for (int i = 0; i < 200; i++) {
+        int head_dim = 2 * random_in(1, 40), n_head = random_in(1, 3),
+            n_rot = 2 * random_in(0, head_dim / 2);
+        float x[240], y[240], c[40], s[40];
+        random_fill(x, 240, LOOK_UNIT);
+        memcpy(y, x, sizeof y);
+        for (int j = 0; j < n_rot / 2; j++)
+            c[j] = cosf((float)(i + j)), s[j] = sinf((float)(i + j));
+        k.rope(y, c, s, n_head, head_dim, n_rot);
+        for (int j = 0; j < 240; j++) {
+            int d = j % head_dim, p = d / 2;
+            if (j >= n_head * head_dim || d >= n_rot) { /* not rotated, or not ours */
+                assert_true(same(y[j], x[j]));
+                continue;
+            }
+            float other = d % 2 ? x[j - 1] : x[j + 1];
+            float want = d % 2 ? fmaf(other, s[p], x[j] * c[p]) : fmaf(x[j], c[p], -(other * s[p]));
+            double real =
+                (double)x[j] * (double)c[p] + (d % 2 ? 1 : -1) * (double)other * (double)s[p];
+            assert_true(same(y[j], want));
+            assert_true(fabs((double)y[j] - real) <= 3e-7);
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+/* Element i of a page. */
+static float page_at(const void *page, sh_dtype t, size_t i)
+{
+    uint16_t h;
+    float f;
+    if (t == SH_F32) return memcpy(&f, (const char *)page + 4 * i, 4), f;
+    memcpy(&h, (const char *)page + 2 * i, 2);
+    return t == SH_F16 ? (float)half_value(h) : sh_f32_from_bits((uint32_t)h << 16);
+}
+
+static float rounded(float v, sh_dtype t)
+{
+    if (t == SH_F32) return v;
+    return t == SH_BF16 ? to_bf16(v)
+                        : (float)half_value(sh_f16_from_f32(v)); /* tests/base has f16 */
+}
+
+static void check_attention(sh_dtype t, int head_dim, int n_q, int n_pos, look l)
+{
+    size_t n = (size_t)(SH_PAGE * head_dim), dim = (size_t)head_dim, ldq = dim + 3,
+           lds = SH_PAGE + 5;
+    buffer kp = buffer_of(n * sh_dtype_bytes(t, 1)), vp = buffer_of(n * sh_dtype_bytes(t, 1));
+    buffer kk = buffer_floats(n, l), vv = buffer_floats(n, l),
+           q = buffer_floats((size_t)n_q * ldq, l);
+    buffer s = buffer_of((size_t)n_q * lds * 4), o = buffer_floats((size_t)n_q * ldq, LOOK_UNIT);
+    buffer before = buffer_copy(&o);
+    const float *kf = kk.p, *vf = vv.p, *qf = q.p;
+    float *sf = s.p, *of = o.p;
+    for (int j = 0; j < SH_PAGE; j++) /* in an order in which a neighbour could be overwritten */
+        k.kv_put[t](kp.p, vp.p, kf + (size_t)(j * 37 % SH_PAGE) * dim,
+                    vf + (size_t)(j * 37 % SH_PAGE) * dim, j * 37 % SH_PAGE, head_dim);
+    for (size_t j = 0; j < SH_PAGE; j++)
+        for (size_t d = 0; d < dim; d++) {
+            assert_true(same(page_at(kp.p, t, (j / 16 * dim + d) * 16 + j % 16),
+                             rounded(kf[j * dim + d], t)));
+            assert_true(same(page_at(vp.p, t, j * dim + d), rounded(vf[j * dim + d], t)));
+        }
+    k.attn_scores[t](s.p, lds, q.p, ldq, n_q, kp.p, n_pos, head_dim, 0.3f);
+    for (size_t h = 0; h < (size_t)n_q; h++)
+        for (size_t j = 0; j < (size_t)n_pos; j++) {
+            float acc = 0;
+            for (size_t d = 0; d < dim; d++)
+                acc = fmaf(qf[h * ldq + d], rounded(kf[j * dim + d], t), acc);
+            assert_true(same(sf[h * lds + j], 0.3f * acc));
+        }
+    k.attn_values[t](o.p, ldq, s.p, lds, n_q, vp.p, n_pos, head_dim);
+    for (size_t h = 0; h < (size_t)n_q; h++)
+        for (size_t d = 0; d < ldq; d++) {
+            float acc = ((float *)before.p)[h * ldq + d];
+            for (size_t j = 0; j < (size_t)n_pos && d < dim; j++)
+                acc = fmaf(sf[h * lds + j], rounded(vf[j * dim + d], t), acc);
+            assert_true(same(of[h * ldq + d], acc));
+        }
+    buffer *all[] = {&kp, &vp, &kk, &vv, &q, &s, &o, &before};
+    for (int i = 0; i < 8; i++) {
+        assert_true(buffer_guarded(all[i]));
+        buffer_free(all[i]);
+    }
+}
+
+static void test_attention(void **state)
+{
+    static const sh_dtype types[] = {SH_F32, SH_F16, SH_BF16};
+    (void)state;
+    random_state = 12;
+    for (int i = 0; i < 90; i++)
+        check_attention(types[i % 3], i < 30 ? i + 1 : PICK(32, 48, 64, 80), random_in(1, 5),
+                        i % 4 ? random_in(1, SH_PAGE) : SH_PAGE, i % 2 ? LOOK_UNIT : LOOK_WIDE);
+}
+
+/* Parts that are merged in order are the softmax of the whole. */
+static void test_softmax(void **state)
+{
+    (void)state;
+    random_state = 13;
+    for (int i = 0; i < 300; i++) {
+        int n = random_in(1, 600), at = 0;
+        float s[600], p[600], o = 0, m = 0, l = 0, spread = (float)PICK(1, 10, 100, 2000);
+        double top = -INFINITY, sum = 0, mean = 0, size = 0;
+        for (int j = 0; j < n; j++) {
+            p[j] = s[j] = random_unit() * spread;
+            top = fmax(top, (double)s[j]);
+        }
+        for (int part; at < n; at += part) {
+            float l2, o2 = 0, lane[16] = {0}, most = s[at];
+            part = random_in(1, n - at < SH_SPAN ? n - at : SH_SPAN);
+            float m2 = k.softmax_part(p + at, part, &l2);
+            for (int j = 0; j < part; j++) most = fmaxf(most, s[at + j]);
+            for (int j = 0; j < part; j++) {
+                double e = exp((double)(s[at + j] - most));
+                assert_true(fabs((double)p[at + j] - e) <= 3e-7 * e + 2e-38);
+                lane[j & 15] += p[at + j];
+                o2 = fmaf(p[at + j], (float)(at + j), o2); /* values 0, 1, 2, ... */
+            }
+            assert_true(same(m2, most) && same(l2, lanes_in_halves(lane)));
+            if (at == 0)
+                m = m2, l = l2, o = o2;
+            else
+                k.softmax_merge(&o, &m, &l, &o2, m2, l2, 1);
+        }
+        for (int j = 0; j < n; j++) {
+            sum += exp((double)s[j] - top);
+            mean += exp((double)s[j] - top) * j;
+            size += exp((double)s[j] - top) * (j + 1);
+        }
+        assert_true((double)m == top);
+        assert_true(fabs((double)l - sum) <= 1e-5 * sum);
+        assert_true(fabs((double)o - mean) <= 1e-5 * size);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_silu_add),
+        cmocka_unit_test(test_rope),    cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_softmax),
+    };
+    sh_cpu_enter();
+    if (sh_kernels_init(&k, "c") != SH_OK) return 1;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
