@@ -4,6 +4,8 @@
 #include <hwloc.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -120,6 +122,20 @@ int sh_cpu_cores(int *cpu, int max)
     }
     if (n == 0) cpu[n++] = -1;
     return n;
+}
+
+void sh_cpu_name(char *out, size_t cap)
+{
+    char line[256];
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    *out = 0;
+    while (f && !*out && fgets(line, sizeof line, f)) {
+        const char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || !colon) continue;
+        line[strcspn(line, "\n")] = 0;
+        snprintf(out, cap, "%s", colon + 1 + strspn(colon + 1, " "));
+    }
+    if (f) fclose(f);
 }
 
 void sh_cpu_bind(int cpu)

@@ -3,6 +3,7 @@
 #define SH_BASE_CPU_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* Features that kernels ask for; a bit is set only if CPU and operating system both allow it. */
@@ -25,6 +26,9 @@ void sh_cpu_leave(uint64_t state);
 /** One logical CPU of each physical core this process may run on, in the order of the topology, at
  *  most `max`, in cpu[]; returns how many (at least 1). */
 int sh_cpu_cores(int *cpu, int max);
+
+/** The processor's name as the system gives it, "" if it does not. */
+void sh_cpu_name(char *out, size_t cap);
 
 /** Ties the calling thread to one logical CPU; cpu < 0 does nothing. */
 void sh_cpu_bind(int cpu);

@@ -18,7 +18,7 @@ typedef struct sh_command {
 
 extern const sh_command *const sh_commands[]; /* ends with NULL */
 extern const sh_command sh_command_run, sh_command_worker, sh_command_inspect, sh_command_tokenize,
-    sh_command_quantize, sh_command_rank;
+    sh_command_quantize, sh_command_rank, sh_command_bench;
 
 typedef enum sh_flag_kind {
     SH_FLAG_BOOL,  /* bool *: no value; sets true */

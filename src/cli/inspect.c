@@ -8,9 +8,11 @@
 #include <string.h>
 #include <utf8proc.h>
 
+#include "base/cpu.h"
 #include "base/mem.h"
 #include "cli/cli.h"
 #include "formats/formats.h"
+#include "kernels/kernels.h"
 #include "model/family.h"
 
 enum { SHOW_ITEMS = 6, SHOW_BYTES = 72 }; /* of arrays and strings, for people */
@@ -308,19 +310,37 @@ static void print_as_json(const sh_model_file *m, const sizes *s)
     printf("}}\n");
 }
 
+static void print_kernel(void *arg, const char *row, const char *isa)
+{
+    (void)arg;
+    printf("%-24s  %s\n", row, isa);
+}
+
+/* Which instruction set serves each row of the kernels' table, here and now. */
+static sh_err print_kernels(void)
+{
+    char cpu[128];
+    sh_cpu_name(cpu, sizeof cpu);
+    printf("%-24s  %s\n%-24s  %s\n", "kernel", "instruction set", cpu, sh_kernels_best());
+    return sh_kernels_list(NULL, print_kernel, NULL);
+}
+
 static int inspect_main(int argc, char **argv)
 {
-    bool help = false, as_json = false;
+    bool help = false, as_json = false, kernels = false;
     const char *path = NULL;
     int n_arg = 0;
     const sh_flag flags[] = {
         {"--json", NULL, SH_FLAG_BOOL, &as_json, 0, 0, "print one JSON object"},
+        {"--kernels", NULL, SH_FLAG_BOOL, &kernels, 0, 0,
+         "say which instruction set serves each kernel on this machine"},
     };
     sh_model_file *m = NULL;
     sizes s;
     sh_err err =
-        sh_flags_parse("shoal inspect FILE", flags, 1, argc, argv, &path, 1, &n_arg, &help);
+        sh_flags_parse("shoal inspect (FILE | --kernels)", flags, 2, argc, argv, &path, 1, &n_arg, &help);
     if (help || err != SH_OK) return sh_exit("inspect", err);
+    if (kernels) return sh_exit("inspect", print_kernels());
     if (n_arg < 1)
         return sh_exit("inspect", sh_fail(SH_EARG, "which file? see shoal inspect --help"));
     SH_GOTO(sh_model_file_open(&m, path));

@@ -11,6 +11,7 @@
 
 const sh_command *const sh_commands[] = {
     &sh_command_run,
+    &sh_command_bench,
     &sh_command_worker,
     &sh_command_inspect,
     &sh_command_tokenize,

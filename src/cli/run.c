@@ -20,7 +20,7 @@ enum { MAX_PROMPT_BYTES = 256 << 20, HASH_HEX = 17 };
 
 typedef struct options {
     shoal_options engine;
-    const char *prompt, *file, *output;
+    const char *prompt, *file, *output, *cpu;
     int n_predict, n_sample;
     bool echo, special, ignore_eos, verbose, json;
     int64_t seed;
@@ -395,6 +395,7 @@ static int command(int argc, char **argv)
         {"--nodes", "FILE", SH_FLAG_STR, &e->nodes, 0, 0, "the nodes of a ring over hosts (JSON)"},
         {"--arith", "NAME", SH_FLAG_STR, &e->arith, 0, 0,
          "arithmetic of prompts with quantised weights: auto, int8, bf16"},
+        {"--cpu", "NAME", SH_FLAG_STR, &o.cpu, 0, 0, "the best instruction set to use; see shoal inspect --kernels"},
         {"--kv", "TYPE", SH_FLAG_STR, &e->kv, 0, 0, "type of the KV cache: f16, f32, bf16"},
         {"--echo", NULL, SH_FLAG_BOOL, &o.echo, 0, 0, "print the prompt before the text"},
         {"-o, --output", "KIND", SH_FLAG_STR, &o.output, 0, 0, "text, or json: one line per sample"},
@@ -410,6 +411,7 @@ static int command(int argc, char **argv)
     if (err == SH_OK && !o.json && strcmp(o.output, "text") != 0)
         err = sh_fail(SH_EARG, "an output of kind '%s': give text or json (-o)", o.output);
     if (err == SH_OK && sodium_init() < 0) err = sh_fail(SH_ESYS, "libsodium does not start");
+    if (err == SH_OK && o.cpu && setenv("SHOAL_CPU", o.cpu, 1) != 0) err = sh_fail(SH_ENOMEM, "no memory");
     if (o.seed < 0) o.seed = (int64_t)randombytes_random();
     sh_log_set_level(o.verbose ? SH_LOG_INFO : SH_LOG_WARN);
     catch_signals();

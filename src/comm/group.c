@@ -18,9 +18,7 @@ int sh_tree_roots(sh_range s, sh_range root[SH_MAX_ROOT])
     return n;
 }
 
-/* Adds up one block of at most SH_SUM_BLOCK floats beginning at `at`. */
-static void sum_block(float *y, size_t at, size_t n, sh_range r,
-                      const float *(*part)(void *arg, sh_range r), void *arg)
+static void sum_range(float *y, size_t at, size_t n, sh_range r, sh_part_fn *part, const void *arg)
 {
     const float *p = part(arg, r);
     if (p) {
@@ -29,16 +27,22 @@ static void sum_block(float *y, size_t at, size_t n, sh_range r,
     }
     float right[SH_SUM_BLOCK];
     int mid = (r.lo + r.hi) / 2;
-    sum_block(y, at, n, (sh_range){r.lo, mid}, part, arg);
-    sum_block(right, at, n, (sh_range){mid, r.hi}, part, arg);
+    sum_range(y, at, n, (sh_range){r.lo, mid}, part, arg);
+    sum_range(right, at, n, (sh_range){mid, r.hi}, part, arg);
     for (size_t i = 0; i < n; i++) y[i] += right[i];
 }
 
-void sh_tree_sum(float *y, size_t n, const float *(*part)(void *arg, sh_range r), void *arg)
+void sh_tree_sum(float *y, size_t at, size_t n, sh_part_fn *part, const void *arg)
 {
-    for (size_t at = 0; at < n; at += SH_SUM_BLOCK)
-        sum_block(y + at, at, n - at < SH_SUM_BLOCK ? n - at : SH_SUM_BLOCK, (sh_range){0, 8}, part,
-                  arg);
+    sum_range(y, at, n, (sh_range){0, 8}, part, arg);
+}
+
+sh_err sh_group_sum(sh_group *g, float *y, size_t n)
+{
+    SH_TRY(sh_group_meet(g));
+    memset(y, 0, n * sizeof *y);
+    sh_group_add_sum(g, y, 0, n);
+    return SH_OK;
 }
 
 /* ---- one rank: the whole tree is its own ---- */
@@ -77,10 +81,15 @@ static float *self_part(sh_group *g, int root)
     (void)root;
     return ((self_group *)g)->part;
 }
-static sh_err self_sum(sh_group *g, float *y, size_t n)
+static sh_err self_meet(sh_group *g)
 {
-    memcpy(y, ((self_group *)g)->part, n * sizeof *y);
+    (void)g;
     return SH_OK;
+}
+static void self_add_sum(const sh_group *g, float *x, size_t at, size_t n)
+{
+    const float *part = ((const self_group *)g)->part + at;
+    for (size_t i = 0; i < n; i++) x[at + i] += part[i];
 }
 static sh_err self_gather(sh_group *g, float *y, size_t ldy, const sh_range *col, int n_row)
 {
@@ -101,7 +110,8 @@ const sh_group_ops sh_group_self = {
     .close = self_close,
     .ready = self_ready,
     .part = self_part,
-    .sum = self_sum,
+    .meet = self_meet,
+    .add_sum = self_add_sum,
     .gather = self_gather,
     .bcast = self_bcast,
 };

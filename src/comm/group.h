@@ -51,7 +51,8 @@ typedef struct sh_group_ops {
     void (*close)(sh_group *g);
     sh_err (*ready)(sh_group *g, sh_err mine);
     float *(*part)(sh_group *g, int root);
-    sh_err (*sum)(sh_group *g, float *y, size_t n);
+    sh_err (*meet)(sh_group *g);
+    void (*add_sum)(const sh_group *g, float *x, size_t at, size_t n);
     sh_err (*gather)(sh_group *g, float *y, size_t ldy, const sh_range *col, int n_row);
     sh_err (*bcast)(sh_group *g, void *p, size_t cap, size_t *n);
 } sh_group_ops;
@@ -76,18 +77,25 @@ static inline sh_err sh_group_ready(sh_group *g, sh_err mine)
 {
     return g->ops->ready(g, mine);
 }
-/** Where to write this rank's root number `root` (part_floats of room) before sh_group_sum. Changes
+/** Where to write this rank's root number `root` (part_floats of room) before they meet. Changes
  *  with every collective. */
 static inline float *sh_group_part(sh_group *g, int root)
 {
     return g->ops->part(g, root);
 }
-/** y (n) = the tree sum of all ranks' roots, on every rank.
+/** Waits until every rank has written its roots; sh_group_add_sum may follow, until the next collective.
  *  SH_EPEER: a rank was lost; the sentence says which. The group can then only be closed. */
-static inline sh_err sh_group_sum(sh_group *g, float *y, size_t n)
+static inline sh_err sh_group_meet(sh_group *g)
 {
-    return g->ops->sum(g, y, n);
+    return g->ops->meet(g);
 }
+/** x[at..at+n) += the tree sum of all ranks' roots, alike on every rank. Any thread may do any part. */
+static inline void sh_group_add_sum(const sh_group *g, float *x, size_t at, size_t n)
+{
+    g->ops->add_sum(g, x, at, n);
+}
+/** y (n) = the tree sum of all ranks' roots. */
+sh_err sh_group_sum(sh_group *g, float *y, size_t n);
 /** Rank r has written the columns col[r] of n_row rows, packed (n_row, width), to part 0. On rank 0
  *  all are put together in y (n_row, ldy). */
 static inline sh_err sh_group_gather(sh_group *g, float *y, size_t ldy, const sh_range *col, int n_row)
@@ -105,9 +113,10 @@ static inline void sh_group_close(sh_group *g)
     if (g) g->ops->close(g);
 }
 
-/* For transports: y (n) = the tree sum over [0, 8), where part(arg, {lo, hi}) gives the n floats of a
- * subtree that some rank has sent, or NULL. */
+/* For transports: y (n) = the values [at, at + n) of the tree sum over [0, 8), where part(arg, {lo, hi})
+ * gives the floats of a subtree that some rank has sent, or NULL. n is at most SH_SUM_BLOCK. */
 enum { SH_SUM_BLOCK = 1024 };
-void sh_tree_sum(float *y, size_t n, const float *(*part)(void *arg, sh_range r), void *arg);
+typedef const float *sh_part_fn(const void *arg, sh_range r);
+void sh_tree_sum(float *y, size_t at, size_t n, sh_part_fn *part, const void *arg);
 
 #endif

@@ -89,6 +89,7 @@ static sh_err check_alive(shm_group *g)
     for (int r = 1; r < g->base.n_rank; r++) {
         pid_t pid = g->pid[r];
         if (!sh_child_ended(&g->pid[r], how, sizeof how)) continue;
+        if (*g->lost) continue; /* the others end because of the first */
         snprintf(g->lost, sizeof g->lost, "rank %d of %d (process %d) %s; start again", r,
                  g->base.n_rank, (int)pid, how);
         abort_group(g);
@@ -229,12 +230,13 @@ static sh_err shm_ready(sh_group *base, sh_err mine)
     snprintf(sr->message, sizeof sr->message, "%s", mine == SH_OK ? "" : sh_err_message());
     arrive(g, ++g->op);
     if (mine != SH_OK) return mine;
-    SH_TRY(wait_all(g, g->op));
-    for (int r = 0; r < base->n_rank; r++)
-        if (g->s->rank[r].err != SH_OK)
-            return sh_fail((sh_err)g->s->rank[r].err, "rank %d of %d: %.900s", r, base->n_rank,
-                           g->s->rank[r].message);
-    return SH_OK;
+    sh_err err = wait_all(g, g->op);
+    for (int r = 0; r < base->n_rank; r++) { /* one that failed may have ended while we waited */
+        sr = &g->s->rank[r];
+        if ((int32_t)(atomic_load(&sr->arrived) - g->op) >= 0 && sr->err != SH_OK)
+            return sh_fail((sh_err)sr->err, "rank %d of %d: %.900s", r, base->n_rank, sr->message);
+    }
+    return err;
 }
 
 static float *shm_part(sh_group *base, int root)
@@ -244,9 +246,9 @@ static float *shm_part(sh_group *base, int root)
     return part_of(g->s, base->rank, g->op + 1, root);
 }
 
-static const float *find_part(void *arg, sh_range r)
+static const float *find_part(const void *arg, sh_range r)
 {
-    shm_group *g = arg;
+    const shm_group *g = arg;
     for (int rank = 0; rank < g->base.n_rank; rank++)
         for (int i = 0; i < g->n_root[rank]; i++)
             if (g->root[rank][i].lo == r.lo && g->root[rank][i].hi == r.hi)
@@ -254,13 +256,21 @@ static const float *find_part(void *arg, sh_range r)
     return NULL;
 }
 
-static sh_err shm_sum(sh_group *base, float *y, size_t n)
+static sh_err shm_meet(sh_group *base)
 {
     shm_group *g = (shm_group *)base;
     arrive(g, ++g->op);
-    SH_TRY(wait_all(g, g->op));
-    sh_tree_sum(y, n, find_part, g);
-    return SH_OK;
+    return wait_all(g, g->op);
+}
+
+static void shm_add_sum(const sh_group *base, float *x, size_t at, size_t n)
+{
+    float sum[SH_SUM_BLOCK];
+    for (size_t end = at + n; at < end; at += SH_SUM_BLOCK) {
+        size_t m = end - at < SH_SUM_BLOCK ? end - at : SH_SUM_BLOCK;
+        sh_tree_sum(sum, at, m, find_part, base);
+        for (size_t i = 0; i < m; i++) x[at + i] += sum[i];
+    }
 }
 
 static sh_err shm_gather(sh_group *base, float *y, size_t ldy, const sh_range *col, int n_row)
@@ -308,7 +318,8 @@ const sh_group_ops sh_group_shm = {
     .close = shm_close,
     .ready = shm_ready,
     .part = shm_part,
-    .sum = shm_sum,
+    .meet = shm_meet,
+    .add_sum = shm_add_sum,
     .gather = shm_gather,
     .bcast = shm_bcast,
 };

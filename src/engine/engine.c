@@ -161,6 +161,22 @@ static int share_cores(const shoal_options *o, int *cpu, int max, int *n_cpu)
     return *n_cpu / n_process > 0 ? *n_cpu / n_process : 1;
 }
 
+/* All nodes are on this host: whether they fit, before any is started. */
+static sh_err check_ring(const shoal *s, sh_node_options o, const sh_range *layer, const sh_config *c,
+                         const sh_model_file *m)
+{
+    sh_need need = {0};
+    o.n_stage = s->n_stage;
+    o.n_ctx = s->opt.n_ctx;
+    o.n_slot = s->opt.n_slot;
+    o.n_batch = s->opt.n_batch;
+    for (o.stage = 0; o.stage < s->n_stage; o.stage++) {
+        o.layer = layer[o.stage];
+        sh_node_need(&need, &o, c, m);
+    }
+    return sh_need_check(&need, s->opt.model);
+}
+
 static sh_err open_nodes(shoal *s, const sh_config *c, const sh_model_file *m)
 {
     uint8_t hash[16];
@@ -172,6 +188,7 @@ static sh_err open_nodes(shoal *s, const sh_config *c, const sh_model_file *m)
     if (s->n_stage > SH_MAX_STAGE)
         return sh_fail(SH_EARG, "%d stages: at most %d", s->n_stage, SH_MAX_STAGE);
     SH_TRY(sh_plan_stages(layer, c, m, s->n_stage));
+    if (s->opt.n_ring > 1) SH_TRY(check_ring(s, no, layer, c, m));
     if (s->opt.n_ring > 1)
         SH_TRY(sh_local_start(&s->local, &s->nodes, &s->opt, s->opt.n_ring - 1, no.n_thread, no.cpu,
                               no.n_cpu));

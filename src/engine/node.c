@@ -97,6 +97,37 @@ static sh_err open_file(sh_node *node, const sh_node_options *o, int rank)
     return SH_OK;
 }
 
+void sh_node_need(sh_need *need, const sh_node_options *o, const sh_config *c, const sh_model_file *m)
+{
+    size_t n_tok = (size_t)o->n_batch, n_embd = (size_t)c->dim[SH_DIM_EMBD];
+    size_t n_pos = ((size_t)o->n_ctx + SH_PAGE - 1) / SH_PAGE * SH_PAGE * (size_t)o->n_slot;
+    for (int r = 0; r < o->n_rank; r++) {
+        sh_plan p;
+        sh_plan_make(&p, c, m, o->stage, o->n_stage, o->layer, r, o->n_rank);
+        size_t n_q = (size_t)sh_range_n(p.local[SH_DIM_Q]), n_kv = (size_t)sh_range_n(p.local[SH_DIM_KV]);
+        size_t n_ff = (size_t)sh_range_n(p.local[SH_DIM_FF]);
+        need->weight_bytes += sh_weights_bytes(c, m, &p);
+        need->kv_bytes += 2 * (size_t)sh_range_n(p.layer) * n_pos * sh_dtype_bytes(o->kv, n_kv);
+        /* activations as floats, and prepared in the forms of products; about */
+        need->scratch_bytes += n_tok * (5 * n_embd + 3 * n_q + 2 * n_kv + 3 * n_ff) * sizeof(float);
+    }
+    need->scratch_bytes += (size_t)o->n_rank * 2 * sizeof(float) *
+                           sh_forward_part_floats(c, o->n_rank, o->n_batch, o->n_slot);
+    if (o->stage == 0) need->scratch_bytes += (size_t)o->n_slot * (size_t)c->dim[SH_DIM_VOCAB] * sizeof(float);
+}
+
+sh_err sh_need_check(const sh_need *n, const char *model)
+{
+    const double gib = 1 << 30;
+    size_t all = n->weight_bytes + n->kv_bytes + n->scratch_bytes, have = sh_memory_free_bytes();
+    if (have == 0 || all <= have) return SH_OK;
+    return sh_fail(SH_ENOMEM,
+                   "%s needs %.2f GiB of memory (weights %.2f, KV cache %.2f, scratch %.2f) and %.2f GiB are "
+                   "free: give fewer positions (-c) or sequences (-np), a smaller type, or more hosts (--nodes)",
+                   model, (double)all / gib, (double)n->weight_bytes / gib, (double)n->kv_bytes / gib,
+                   (double)n->scratch_bytes / gib, (double)have / gib);
+}
+
 /* Threads, weights, cache, scratch. */
 static sh_err load(sh_node *node)
 {
@@ -128,6 +159,9 @@ sh_err sh_node_open(sh_node **out, const sh_node_options *opt)
     *out = NULL;
     SH_TRY(sh_alloc(&node, 1, sizeof *node, "the node"));
     SH_GOTO(open_file(node, opt, 0));
+    sh_need need = {0};
+    sh_node_need(&need, opt, &node->config, node->file);
+    SH_GOTO(sh_need_check(&need, opt->path));
     encode_options(opt, &blob);
     sh_group_options go = {
         .n_rank = opt->n_rank,

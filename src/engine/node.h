@@ -23,6 +23,16 @@ typedef struct sh_node_options {
 
 typedef struct sh_node sh_node;
 
+/* Memory that stages need, all ranks together. */
+typedef struct sh_need {
+    size_t weight_bytes, kv_bytes, scratch_bytes;
+} sh_need;
+
+/** Adds what the stage of these options needs. */
+void sh_node_need(sh_need *need, const sh_node_options *o, const sh_config *c, const sh_model_file *m);
+/** SH_ENOMEM: this host has less than that; the sentence says how much of each. */
+sh_err sh_need_check(const sh_need *need, const char *model);
+
 /** Opens the stage on rank 0 and starts the other ranks. */
 sh_err sh_node_open(sh_node **out, const sh_node_options *opt);
 void sh_node_close(sh_node *node);

@@ -33,8 +33,8 @@ static const struct {
     ROW(matmul, BY_TYPE_FORM),   ROW(prepare, BY_FORM),          ROW(rmsnorm, BY_NOTHING),
     ROW(add, BY_NOTHING),        ROW(silu_mul, BY_NOTHING),      ROW(rope, BY_NOTHING),
     ROW(kv_put, BY_TYPE),        ROW(attn_scores, BY_TYPE),      ROW(attn_values, BY_TYPE),
-    ROW(softmax_part, BY_NOTHING), ROW(softmax_merge, BY_NOTHING), ROW(peak, BY_FORM),
-    ROW(read, BY_NOTHING),
+    ROW(softmax_part, BY_NOTHING), ROW(softmax_merge, BY_NOTHING), ROW(attend_bf16, BY_TYPE),
+    ROW(peak, BY_FORM),          ROW(read, BY_NOTHING),
 };
 #undef ROW
 enum { N_POINTER = sizeof(sh_kernels) / sizeof(void (*)(void)) };

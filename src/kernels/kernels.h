@@ -120,6 +120,17 @@ typedef struct sh_kernels {
      * l = fma(l, a, l2 b), o = fma(o, a, o2 b). */
     void (*softmax_merge)(float *o, float *m, float *l, const float *o2, float m2, float l2, int n);
 
+    /* Attention of prompt tokens in bf16 arithmetic: one KV head, one span, n_row queries (tokens by the
+     * heads that share it), query r seeing the first n_pos[r] (1 to SH_SPAN) positions of the span.
+     * q[r] (head_dim); kpage, vpage: the span's pages. q, k, p and v are rounded to bf16.
+     *   s[j] = scale * the bf16 sum (as matmul, runs of 32 d's) of q[r] and k[j]
+     *   m[r], l[r] = softmax_part of s over the positions it sees; p[j] = e^(s[j] - m)
+     *   o[r][d] = the bf16 sum over j (runs of 32 positions from the span's first) of p[j] * v[j][d]
+     * o (n_row, head_dim). f16 and bf16 caches only. */
+    void (*attend_bf16[SH_N_DTYPE])(float *o, float *m, float *l, const float *const *q, int n_row,
+                                    const int *n_pos, const void *const *kpage,
+                                    const void *const *vpage, int head_dim, float scale);
+
     /* What this instruction set can do at most, for the bench. peak: n_round rounds of its fastest
      * multiply-adds for products in that form, on registers; returns operations done (2 for each
      * multiply-add). read: reads all n bytes (a multiple of 4096, p aligned to 64) and returns

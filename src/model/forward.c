@@ -2,6 +2,7 @@
  * of use, except that C wants helpers before their users: so read from the bottom up. */
 #include "model/forward.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,24 +19,36 @@ static int n_of(const sh_forward *f, sh_dim d)
 
 typedef struct norm_job {
     const sh_forward *f;
-    float *y;
-    const float *x, *g;
+    float *y, *x;
+    const float *g;
     int n_tok;
+    bool sum; /* x += the group's sum first */
 } norm_job;
 
 static void norm_share(void *arg, int thread, int n_thread)
 {
     const norm_job *j = arg;
-    int lo, hi, n = j->f->config->dim[SH_DIM_EMBD];
+    const sh_forward *f = j->f;
+    int lo, hi;
+    size_t n = (size_t)f->config->dim[SH_DIM_EMBD];
     sh_share(j->n_tok, thread, n_thread, &lo, &hi);
-    for (int t = lo; t < hi; t++)
-        j->f->k->rmsnorm(j->y + (size_t)t * n, j->x + (size_t)t * n, j->g, n, j->f->config->norm_eps);
+    for (int t = lo; t < hi; t++) {
+        size_t at = (size_t)t * n;
+        if (j->sum) sh_group_add_sum(f->group, j->x, at, n);
+        if (j->g) f->k->rmsnorm(j->y + at, j->x + at, j->g, (int)n, f->config->norm_eps);
+    }
 }
 
 /* y (n_tok, n_embd) = norm of x */
-static void norm(sh_forward *f, float *y, const float *x, const sh_weight *g, int n_tok)
+static void norm(sh_forward *f, float *y, float *x, const sh_weight *g, int n_tok)
 {
-    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g->vec, n_tok});
+    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g->vec, n_tok, false});
+}
+
+/* x (n_tok, n_embd) += the sum that the ranks have met for; y = norm of it, if there is a norm */
+static void add_norm(sh_forward *f, float *y, float *x, const sh_weight *g)
+{
+    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g ? g->vec : NULL, f->n_tok, true});
 }
 
 typedef struct prepare_job {
@@ -126,15 +139,15 @@ static void matmul(sh_forward *f, const product *p, int n_product, const float *
     if (j.n_panel > 0) sh_pool_run(f->pool, matmul_share, &j);
 }
 
-/* y (n_tok, n_embd) = x (n_tok, k local) times a matrix cut by columns, summed over slices and ranks. */
-static sh_err matmul_sum(sh_forward *f, float *y, const sh_weight *w, const float *x)
+/* x (n_tok, k local) times a matrix cut by columns; the ranks meet for the sum (n_tok, n_embd). */
+static sh_err matmul_sum(sh_forward *f, const sh_weight *w, const float *x)
 {
     size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD];
     for (int i = 0; i < f->plan->n_root; i++) {
         product p = {w, sh_group_part(f->group, i), n_embd};
         matmul(f, &p, 1, x, f->plan->root[i], f->n_sampled, f->n_tok, i == 0);
     }
-    return sh_group_sum(f->group, y, (size_t)f->n_tok * n_embd);
+    return sh_group_meet(f->group);
 }
 
 /* ---- attention ---- */
@@ -199,7 +212,49 @@ static void attend(const sh_forward *f, float *out, const float *q, int n_q, int
         for (int d = 0; d < head_dim; d++) out[h * head_dim + d] /= l[h];
 }
 
-/* Work is shared out by (token, KV head). At most 64 heads at once look at a KV head. */
+/* The bf16 arithmetic: tokens [t0, t1) of one prompt, heads [h0, h1) of this rank, which share KV head
+ * `kv_head`; at most SH_ROWS rows. Spans as in `attend`. */
+static void attend_prompt(const sh_forward *f, int t0, int t1, int h0, int h1, int layer, int kv_head,
+                          float *o2)
+{
+    int head_dim = f->config->head_dim, n_head = h1 - h0, n_row = (t1 - t0) * n_head;
+    size_t dim = (size_t)head_dim, n_q = (size_t)n_of(f, SH_DIM_Q);
+    float scale = 1.0f / sqrtf((float)head_dim);
+    const float *q[SH_ROWS];
+    float *out[SH_ROWS], m[SH_ROWS], l[SH_ROWS], m2[SH_ROWS], l2[SH_ROWS];
+    int pos[SH_ROWS], n_pos[SH_ROWS], slot = f->tok_slot[t0];
+    assert(n_row > 0 && n_row <= SH_ROWS);
+    for (int r = 0; r < n_row; r++) {
+        size_t at = (size_t)(t0 + r / n_head) * n_q + (size_t)(h0 + r % n_head) * dim;
+        q[r] = f->q + at;
+        out[r] = f->ao + at;
+        pos[r] = f->tok_pos[t0 + r / n_head];
+    }
+    for (int at = 0, r0 = 0; at <= pos[n_row - 1]; at += SH_SPAN) {
+        const void *k[SH_SPAN / SH_PAGE], *v[SH_SPAN / SH_PAGE];
+        while (pos[r0] < at) r0++; /* rows ascend by position: the first ones may not reach this span */
+        for (int r = r0; r < n_row; r++) n_pos[r] = pos[r] - at < SH_SPAN ? pos[r] - at + 1 : SH_SPAN;
+        for (int p = 0; p < SH_SPAN / SH_PAGE; p++) {
+            bool there = at + p * SH_PAGE <= pos[n_row - 1];
+            k[p] = there ? sh_kv_k(f->kv, slot, at / SH_PAGE + p, layer, kv_head) : NULL;
+            v[p] = there ? sh_kv_v(f->kv, slot, at / SH_PAGE + p, layer, kv_head) : NULL;
+        }
+        f->k->attend_bf16[f->kv->dtype](o2, m2, l2, q + r0, n_row - r0, n_pos + r0, k, v, head_dim, scale);
+        for (int r = r0; r < n_row; r++) {
+            const float *o = o2 + (size_t)(r - r0) * dim;
+            if (at == 0) {
+                memcpy(out[r], o, dim * sizeof *o);
+                m[r] = m2[r], l[r] = l2[r];
+            } else {
+                f->k->softmax_merge(out[r], &m[r], &l[r], o, m2[r - r0], l2[r - r0], head_dim);
+            }
+        }
+    }
+    for (int r = 0; r < n_row; r++)
+        for (int d = 0; d < head_dim; d++) out[r][d] /= l[r];
+}
+
+/* Work is shared out by (block of tokens, KV head): a block is one token, or some of one prompt. */
 static void attend_share(void *arg, int thread, int n_thread)
 {
     const layer_job *j = arg;
@@ -207,19 +262,22 @@ static void attend_share(void *arg, int thread, int n_thread)
     int head_dim = f->config->head_dim, group = f->config->n_head / f->config->n_kv_head;
     int n_kv = n_of(f, SH_DIM_KV) / head_dim, n_q = n_of(f, SH_DIM_Q) / head_dim, lo, hi;
     int q_lo = f->plan->local[SH_DIM_Q].lo / head_dim, kv_lo = f->plan->local[SH_DIM_KV].lo / head_dim;
-    int at_once = group < 64 ? group : 64;
-    float *scratch = f->span + (size_t)thread * (size_t)at_once * (size_t)(SH_SPAN + head_dim);
-    sh_share(f->n_tok * n_kv, thread, n_thread, &lo, &hi);
+    int at_once = group < 64 ? group : 64; /* heads */
+    float *scratch = f->span + (size_t)thread * f->span_floats;
+    sh_share(f->n_block * n_kv, thread, n_thread, &lo, &hi);
     for (int i = lo; i < hi; i++) {
-        int t = i / n_kv, kv = i % n_kv;
+        int b = i / n_kv, kv = i % n_kv, t = f->block[b].lo;
         /* its heads among this rank's */
-        int a = (kv_lo + kv) * group - q_lo, b = a + group;
-        if (a < 0) a = 0;
-        if (b > n_q) b = n_q;
-        for (int n; a < b; a += n) {
-            n = b - a < at_once ? b - a : at_once;
-            size_t off = ((size_t)t * (size_t)n_q + (size_t)a) * (size_t)head_dim;
-            attend(f, f->ao + off, f->q + off, n, j->layer, kv, f->tok_slot[t], f->tok_pos[t], scratch);
+        int h = (kv_lo + kv) * group - q_lo, end = h + group;
+        if (h < 0) h = 0;
+        if (end > n_q) end = n_q;
+        for (int n; h < end; h += n) {
+            n = end - h < at_once ? end - h : at_once;
+            size_t off = ((size_t)t * (size_t)n_q + (size_t)h) * (size_t)head_dim;
+            if (t >= f->n_sampled && f->attend_bf16)
+                attend_prompt(f, t, f->block[b].hi, h, h + n, j->layer, kv, scratch);
+            else
+                attend(f, f->ao + off, f->q + off, n, j->layer, kv, f->tok_slot[t], f->tok_pos[t], scratch);
         }
     }
 }
@@ -239,12 +297,7 @@ static void silu_share(void *arg, int thread, int n_thread)
     f->k->silu_mul(f->gate + (size_t)lo * n, f->up + (size_t)lo * n, (size_t)(hi - lo) * (size_t)n);
 }
 
-/* x += y, (n_tok, n_embd) */
-static void add_residual(sh_forward *f, float *x)
-{
-    f->k->add(x, f->y, (size_t)f->n_tok * (size_t)f->config->dim[SH_DIM_EMBD]);
-}
-
+/* On entry f->xn holds the norm of x, but for the first layer; on return that of the next layer. */
 static sh_err layer(sh_forward *f, int l, float *x)
 {
     const sh_layer *w = &f->w->layer[l];
@@ -255,19 +308,33 @@ static sh_err layer(sh_forward *f, int l, float *x)
     product gate_up[] = {{&w->gate, f->gate, n_ff}, {&w->up, f->up, n_ff}};
     const sh_range whole = {0, 1};
 
-    norm(f, f->xn, x, &w->attn_norm, f->n_tok);
+    if (l == 0) norm(f, f->xn, x, &w->attn_norm, f->n_tok);
     matmul(f, qkv, 3, f->xn, whole, f->n_sampled, f->n_tok, true);
     sh_pool_run(f->pool, store_share, &job);
     sh_pool_run(f->pool, attend_share, &job);
-    SH_TRY(matmul_sum(f, f->y, &w->wo, f->ao));
-    add_residual(f, x);
+    SH_TRY(matmul_sum(f, &w->wo, f->ao));
 
-    norm(f, f->xn, x, &w->ffn_norm, f->n_tok);
+    add_norm(f, f->xn, x, &w->ffn_norm);
     matmul(f, gate_up, 2, f->xn, whole, f->n_sampled, f->n_tok, true);
     sh_pool_run(f->pool, silu_share, f);
-    SH_TRY(matmul_sum(f, f->y, &w->down, f->gate));
-    add_residual(f, x);
+    SH_TRY(matmul_sum(f, &w->down, f->gate));
+    add_norm(f, f->xn, x, l + 1 < sh_range_n(f->plan->layer) ? &w[1].attn_norm : NULL);
     return SH_OK;
+}
+
+/* Blocks of tokens for attention: single ones, or for the bf16 arithmetic as many of one prompt as make up
+ * SH_ROWS rows with the heads of a group. */
+static void make_blocks(sh_forward *f, const sh_step *step)
+{
+    int group = f->config->n_head / f->config->n_kv_head, t = 0;
+    f->n_block = 0;
+    for (uint32_t i = 0; i < step->n_seq; i++) {
+        int n = step->seq[i].prompt && f->attend_bf16 && group < SH_ROWS ? SH_ROWS / group : 1;
+        for (int end = t + (int)step->seq[i].n_tok; t < end; t += n) {
+            if (n > end - t) n = end - t;
+            f->block[f->n_block++] = (sh_range){t, t + n};
+        }
+    }
 }
 
 /* Notes each token's slot and position, and the rotations that go with the position. */
@@ -294,6 +361,7 @@ static sh_err begin_step(sh_forward *f, const sh_step *step)
         if (!q->prompt) f->n_sampled = t;
     }
     f->n_tok = t;
+    make_blocks(f, step);
     return SH_OK;
 }
 
@@ -364,6 +432,10 @@ sh_err sh_forward_open(sh_forward *f)
     sh_err err;
     size_t n = (size_t)f->n_batch, n_embd = (size_t)c->dim[SH_DIM_EMBD], n_row = n;
     size_t half = (size_t)c->n_rot / 2, group = (size_t)(c->n_head / c->n_kv_head);
+    size_t one = (group < 64 ? group : 64) * (size_t)(SH_SPAN + c->head_dim);
+    size_t prompt = (size_t)SH_ROWS * (size_t)c->head_dim;
+    f->span_floats = one > prompt ? one : prompt;
+    f->attend_bf16 = f->arith_bf16 && f->k->attend_bf16[f->kv->dtype];
     if ((size_t)f->n_slot > n_row) n_row = (size_t)f->n_slot;
     struct {
         float **p;
@@ -379,8 +451,7 @@ sh_err sh_forward_open(sh_forward *f)
         {&f->y, n_row * n_embd},
         {&f->cos, n * half},
         {&f->sin, n * half},
-        {&f->span, (size_t)sh_pool_n_thread(f->pool) * (group < 64 ? group : 64) *
-                       (size_t)(SH_SPAN + c->head_dim)},
+        {&f->span, (size_t)sh_pool_n_thread(f->pool) * f->span_floats},
     };
     for (size_t i = 0; i < sizeof want / sizeof *want; i++)
         SH_GOTO(sh_alloc(want[i].p, want[i].n, sizeof(float), "the activations"));
@@ -389,6 +460,7 @@ sh_err sh_forward_open(sh_forward *f)
         SH_GOTO(sh_alloc(&f->act[form], n_row, f->act_bytes[form], "the activations"));
     SH_GOTO(sh_alloc(&f->tok_slot, n, sizeof(int), "the step"));
     SH_GOTO(sh_alloc(&f->tok_pos, n, sizeof(int), "the step"));
+    SH_GOTO(sh_alloc(&f->block, n, sizeof *f->block, "the step"));
     SH_GOTO(sh_alloc(&f->freq, half, sizeof *f->freq, "the rotations"));
     SH_GOTO(sh_alloc(&f->vocab, (size_t)f->plan->n_rank, sizeof *f->vocab, "the plan"));
     for (int r = 0; r < f->plan->n_rank; r++) f->vocab[r] = sh_plan_vocab(c, r, f->plan->n_rank);
@@ -413,7 +485,7 @@ void sh_forward_close(sh_forward *f)
     void **all[] = {(void **)&f->xn,   (void **)&f->q,  (void **)&f->kk,  (void **)&f->v,
                     (void **)&f->ao,   (void **)&f->gate, (void **)&f->up, (void **)&f->y,
                     (void **)&f->cos,  (void **)&f->sin, (void **)&f->span, (void **)&f->tok_slot,
-                    (void **)&f->tok_pos, (void **)&f->freq, (void **)&f->vocab};
+                    (void **)&f->tok_pos, (void **)&f->freq, (void **)&f->vocab, (void **)&f->block};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         free(*all[i]);
         *all[i] = NULL;

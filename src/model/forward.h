@@ -32,10 +32,16 @@ typedef struct sh_forward {
     void *act[SH_N_FORM]; /* (n_batch, act_bytes): activations prepared for a product */
     size_t act_bytes[SH_N_FORM];
     sh_range *vocab; /* columns of the head of each rank */
-    float *span;     /* (n_thread, n_head / n_kv_head, SH_SPAN + head_dim) */
+    float *span;     /* (n_thread, span_floats): parts of attention */
+    size_t span_floats;
     int *tok_slot, *tok_pos; /* (n_batch) */
     int n_tok, n_sampled;    /* of the step under way: the first n_sampled tokens are sampled ones */
+    sh_range *block;         /* n_block runs of tokens that attention takes together */
+    int n_block;
+    bool attend_bf16; /* prompts attend in bf16: that arithmetic, and a KV cache that is not f32 */
 } sh_forward;
+
+enum { SH_ROWS = 128 }; /* queries that attention takes together at most */
 
 /** Allocates the scratch; the fields above it are set by the caller. Floats of a group part and bytes of
  *  a broadcast that the caller must have given the group: sh_forward_part_floats. */

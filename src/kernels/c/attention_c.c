@@ -67,6 +67,62 @@ ROWS(f32)
 ROWS(f16)
 ROWS(bf16)
 
+static float round16(float x)
+{
+    return sh_bf16_to_f32(sh_bf16_from_f32(x));
+}
+
+static float softmax_part(float *s, int n, float *sum);
+
+/* One span of one query. `load` reads the cache's type. */
+static void attend_row(float (*load)(const void *, size_t), float *o, float *m, float *l, const float *q,
+                       int n_pos, const void *const *kpage, const void *const *vpage, int head_dim,
+                       float scale)
+{
+    float s[SH_SPAN];
+    for (int j = 0; j < n_pos; j++) {
+        int at = j % SH_PAGE;
+        float acc = 0;
+        for (int run = 0; run < head_dim; run += SH_RUN) {
+            float part[2] = {0, 0}; /* even, odd */
+            for (int d = run; d < run + SH_RUN && d < head_dim; d++) {
+                float k = load(kpage[j / SH_PAGE], (size_t)((at / 16 * head_dim + d) * 16 + at % 16));
+                part[d & 1] = fmaf(round16(q[d]), round16(k), part[d & 1]);
+            }
+            acc += part[0] + part[1];
+        }
+        s[j] = acc * scale;
+    }
+    *m = softmax_part(s, n_pos, l);
+    for (int d = 0; d < head_dim; d++) {
+        float acc = 0;
+        for (int run = 0; run < n_pos; run += SH_RUN) {
+            float part[2] = {0, 0};
+            for (int j = run; j < run + SH_RUN && j < n_pos; j++) {
+                float v = load(vpage[j / SH_PAGE], (size_t)(j % SH_PAGE * head_dim + d));
+                part[j & 1] = fmaf(round16(s[j]), round16(v), part[j & 1]);
+            }
+            acc += part[0] + part[1];
+        }
+        o[d] = acc;
+    }
+}
+
+static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row, const int *n_pos,
+                       const void *const *kpage, const void *const *vpage, int head_dim, float scale)
+{
+    for (int r = 0; r < n_row; r++)
+        attend_row(load_f16, o + (size_t)r * (size_t)head_dim, m + r, l + r, q[r], n_pos[r], kpage, vpage,
+                   head_dim, scale);
+}
+static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row, const int *n_pos,
+                        const void *const *kpage, const void *const *vpage, int head_dim, float scale)
+{
+    for (int r = 0; r < n_row; r++)
+        attend_row(load_bf16, o + (size_t)r * (size_t)head_dim, m + r, l + r, q[r], n_pos[r], kpage, vpage,
+                   head_dim, scale);
+}
+
 static float softmax_part(float *s, int n, float *sum)
 {
     float m = s[0], lane[SH_LANES] = {0};
@@ -98,6 +154,8 @@ void sh_attention_c(sh_kernels *k)
     k->attn_values[SH_F32] = values_f32;
     k->attn_values[SH_F16] = values_f16;
     k->attn_values[SH_BF16] = values_bf16;
+    k->attend_bf16[SH_F16] = attend_f16;
+    k->attend_bf16[SH_BF16] = attend_bf16;
     k->softmax_part = softmax_part;
     k->softmax_merge = softmax_merge;
 }

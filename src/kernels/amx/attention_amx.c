@@ -1,0 +1,188 @@
+/* Attention of prompts on the matrix unit: 16 queries at once against a span of 256 positions. K and V of
+ * the span become bf16 tiles once for all queries. */
+#include <string.h>
+
+#include "kernels/amx/amx.h"
+
+enum {
+    MAX_DIM = 256, /* of a head; larger ones are left to the vector unit */
+    N_PANEL = SH_SPAN / SH_LANES,
+    N_RUN = SH_SPAN / SH_RUN,
+};
+
+/* Tiles 0 to 3: sums; 4: queries or weights p, 16 rows of 32 bf16; 6: K or V. */
+static const tile_config config = {
+    .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+
+typedef __m512 load_fn(const uint16_t *p, __mmask16 m);
+
+INLINE __m512 load_f16(const uint16_t *p, __mmask16 m)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p));
+}
+INLINE __m512 load_bf16(const uint16_t *p, __mmask16 m)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
+}
+
+/* A row of a tile: pairs (even[i], odd[i]) in bf16. */
+INLINE void pair_row(uint16_t *out, __m512 even, __m512 odd)
+{
+    static const uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i v = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+    _mm512_store_si512(out, _mm512_permutexvar_epi16(_mm512_loadu_si512(interleave), v));
+}
+
+typedef struct span {
+    _Alignas(64) uint16_t k[MAX_DIM / SH_RUN][N_PANEL][512]; /* tiles [16 pairs of d][16 positions][2] */
+    _Alignas(64) uint16_t v[MAX_DIM / 16][N_RUN][512];       /* tiles [16 pairs of positions][16 d's][2] */
+    _Alignas(64) uint16_t q[MAX_DIM / SH_RUN][16][SH_RUN];   /* tiles [16 queries][32 d's] */
+    _Alignas(64) float s[16][SH_SPAN];
+    _Alignas(64) uint16_t p[N_RUN][16][SH_RUN]; /* tiles [16 queries][32 positions] */
+    _Alignas(64) float o[16][MAX_DIM];
+} span;
+
+/* K and V of the positions below n_pos as tiles; positions above it, and d's above head_dim, are 0. */
+INLINE void make_tiles(load_fn *load, span *b, const void *const *kpage, const void *const *vpage,
+                       int n_pos, int head_dim)
+{
+    const __m512 zero = _mm512_setzero_ps();
+    size_t dim = (size_t)head_dim;
+    for (int panel = 0; panel * 16 < n_pos; panel++) {
+        const uint16_t *k = (const uint16_t *)kpage[panel / 4] + (size_t)(panel % 4) * dim * 16;
+        int n = n_pos - panel * 16;
+        __mmask16 m = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+        for (int run = 0; run * SH_RUN < head_dim; run++)
+            for (int i = 0; i < 16; i++) {
+                int d = run * SH_RUN + 2 * i;
+                __m512 even = d < head_dim ? load(k + (size_t)d * 16, m) : zero;
+                __m512 odd = d + 1 < head_dim ? load(k + (size_t)(d + 1) * 16, m) : zero;
+                pair_row(b->k[run][panel] + i * 32, even, odd);
+            }
+    }
+    for (int run = 0; run * SH_RUN < n_pos; run++)
+        for (int i = 0; i < 16; i++) {
+            int j = run * SH_RUN + 2 * i;
+            const uint16_t *v = (const uint16_t *)vpage[j / SH_PAGE < (n_pos + SH_PAGE - 1) / SH_PAGE ? j / SH_PAGE : 0];
+            v += (size_t)(j % SH_PAGE) * dim;
+            for (int c = 0; c * 16 < head_dim; c++) {
+                int n = head_dim - c * 16;
+                __mmask16 m = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+                __m512 even = j < n_pos ? load(v + c * 16, m) : zero;
+                __m512 odd = j + 1 < n_pos ? load(v + dim + (size_t)c * 16, m) : zero;
+                pair_row(b->v[c][run] + i * 32, even, odd);
+            }
+        }
+}
+
+/* n (up to 32) floats as bf16, zeros up to 32. */
+INLINE void round_row(uint16_t *out, const float *x, int n)
+{
+    __mmask16 lo = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+    __mmask16 hi = n >= 32 ? 0xffff : n > 16 ? (__mmask16)((1u << (n - 16)) - 1) : 0;
+    __m512 a = _mm512_maskz_loadu_ps(lo, x), c = hi ? _mm512_maskz_loadu_ps(hi, x + 16) : _mm512_setzero_ps();
+    _mm512_store_si512(out, (__m512i)_mm512_cvtne2ps_pbh(c, a));
+}
+
+/* One tile of n (up to 16) queries. softmax: the row of the table. */
+INLINE void queries(span *b, float (*softmax)(float *, int, float *), float *o, float *m, float *l,
+                    const float *const *q, int n, const int *n_pos, int head_dim, float scale)
+{
+    int most = 0, n_run = (head_dim + SH_RUN - 1) / SH_RUN;
+    for (int r = 0; r < 16; r++) { /* a tile that is not full repeats its last query */
+        const float *row = q[r < n ? r : n - 1];
+        for (int run = 0; run < n_run; run++)
+            round_row(b->q[run][r], row + run * SH_RUN, head_dim - run * SH_RUN);
+        if (r < n && n_pos[r] > most) most = n_pos[r];
+    }
+    for (int panel = 0; panel * 16 < most; panel += 2) {
+        bool two = (panel + 1) * 16 < most;
+        _tile_zero(0);
+        _tile_zero(1);
+        for (int run = 0; run < n_run; run++) {
+            _tile_loadd(4, b->q[run], 64);
+            _tile_loadd(6, b->k[run][panel], 64);
+            _tile_dpbf16ps(0, 4, 6);
+            if (two) {
+                _tile_loadd(7, b->k[run][panel + 1], 64);
+                _tile_dpbf16ps(1, 4, 7);
+            }
+        }
+        _tile_stored(0, &b->s[0][panel * 16], sizeof b->s[0]);
+        if (two) _tile_stored(1, &b->s[0][panel * 16 + 16], sizeof b->s[0]);
+    }
+    for (int r = 0; r < 16; r++) {
+        int see = r < n ? n_pos[r] : 0;
+        for (int j = 0; j < see; j += 16)
+            _mm512_store_ps(&b->s[r][j], _mm512_mul_ps(_mm512_load_ps(&b->s[r][j]), _mm512_set1_ps(scale)));
+        if (see) m[r] = softmax(b->s[r], see, &l[r]);
+        for (int run = 0; run * SH_RUN < most; run++)
+            round_row(b->p[run][r], b->s[r] + run * SH_RUN, see > run * SH_RUN ? see - run * SH_RUN : 0);
+    }
+    for (int c = 0; c * 16 < head_dim; c += 2) {
+        bool two = (c + 1) * 16 < head_dim;
+        _tile_zero(0);
+        _tile_zero(1);
+        for (int run = 0; run * SH_RUN < most; run++) {
+            _tile_loadd(4, b->p[run], 64);
+            _tile_loadd(6, b->v[c][run], 64);
+            _tile_dpbf16ps(0, 4, 6);
+            if (two) {
+                _tile_loadd(7, b->v[c + 1][run], 64);
+                _tile_dpbf16ps(1, 4, 7);
+            }
+        }
+        _tile_stored(0, &b->o[0][c * 16], sizeof b->o[0]);
+        if (two) _tile_stored(1, &b->o[0][c * 16 + 16], sizeof b->o[0]);
+    }
+    for (int r = 0; r < n; r++)
+        memcpy(o + (size_t)r * (size_t)head_dim, b->o[r], (size_t)head_dim * sizeof *o);
+}
+
+static float (*softmax_row)(float *, int, float *);
+static void (*wide_f16)(float *, float *, float *, const float *const *, int, const int *,
+                        const void *const *, const void *const *, int, float);
+static void (*wide_bf16)(float *, float *, float *, const float *const *, int, const int *,
+                         const void *const *, const void *const *, int, float);
+
+INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *const *q, int n_row,
+                   const int *n_pos, const void *const *kpage, const void *const *vpage, int head_dim,
+                   float scale)
+{
+    span b;
+    int most = 0;
+    for (int r = 0; r < n_row; r++) most = n_pos[r] > most ? n_pos[r] : most;
+    make_tiles(load, &b, kpage, vpage, most, head_dim);
+    _tile_loadconfig(&config);
+    for (int r = 0; r < n_row; r += 16)
+        queries(&b, softmax_row, o + (size_t)r * (size_t)head_dim, m + r, l + r, q + r,
+                n_row - r < 16 ? n_row - r : 16, n_pos + r, head_dim, scale);
+    _tile_release();
+}
+
+static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row, const int *n_pos,
+                       const void *const *kpage, const void *const *vpage, int head_dim, float scale)
+{
+    if (head_dim > MAX_DIM)
+        wide_f16(o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
+    else
+        attend(load_f16, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
+}
+static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row, const int *n_pos,
+                        const void *const *kpage, const void *const *vpage, int head_dim, float scale)
+{
+    if (head_dim > MAX_DIM)
+        wide_bf16(o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
+    else
+        attend(load_bf16, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
+}
+
+void sh_attention_amx(sh_kernels *k)
+{
+    softmax_row = k->softmax_part;
+    wide_f16 = k->attend_bf16[SH_F16];
+    wide_bf16 = k->attend_bf16[SH_BF16];
+    k->attend_bf16[SH_F16] = attend_f16;
+    k->attend_bf16[SH_BF16] = attend_bf16;
+}
