@@ -30,6 +30,7 @@ sh_err sh_file_open(sh_file *f, const char *path)
             err = sh_fail(SH_EFILE, "%s: cannot map the file: %s", path, strerror(errno));
         } else {
             f->data = p;
+            f->mapped = true;
             f->n_bytes = (size_t)st.st_size;
         }
     }

@@ -2,6 +2,7 @@
 #ifndef SH_BASE_FILE_H
 #define SH_BASE_FILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -11,6 +12,7 @@ typedef struct sh_file {
     char *path;
     const uint8_t *data; /* NULL if the file is empty */
     size_t n_bytes;
+    bool mapped; /* data is a clean map: its pages can be let go and come back */
 } sh_file;
 
 /** SH_EFILE: the file is missing, is a folder, or cannot be read; the sentence names it. */

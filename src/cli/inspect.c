@@ -321,7 +321,7 @@ static sh_err print_kernels(void)
 {
     char cpu[128];
     sh_cpu_name(cpu, sizeof cpu);
-    printf("%-24s  %s\n%-24s  %s\n", "kernel", "instruction set", cpu, sh_kernels_best());
+    printf("%s\n\n%-24s  %s\n", *cpu ? cpu : "unknown processor", "kernel", "instruction set");
     return sh_kernels_list(NULL, print_kernel, NULL);
 }
 

@@ -275,6 +275,7 @@ static sh_err map_file(sh_file *f, const maker *k, int fd)
     if (p == MAP_FAILED) return sh_fail(SH_ENOMEM, "no room for %zu bytes of addresses", n);
     f->data = p;
     f->n_bytes = n;
+    f->mapped = true;
     if (mmap(p, head, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
         return sh_fail(SH_ENOMEM, "cannot map a shape: %s", strerror(errno));
     for (size_t at = 0; at < k->matrix_bytes; at += window) {

@@ -45,56 +45,94 @@ void sh_mat_layout(sh_mat *m, sh_dtype dtype, int rows, const sh_kdim *kd)
     m->panel_bytes = pad64((size_t)kd->kp[kd->n_slice] / SH_RUN * run_bytes[dtype]);
 }
 
-/* One row of one slice: n real k's at src become padded k's from kp0 on in lane `lane` of panel p. */
-static void pack_row(const sh_mat *m, uint8_t *p, int lane, int kp0, const uint8_t *src, int n)
+/* Where the 16 rows of a panel stand in the file; a row past the end of the matrix reads zeros. */
+typedef struct lanes {
+    const uint8_t *src[SH_LANES];
+    size_t step[SH_LANES]; /* bytes of SH_RUN k's; 0 past the end */
+} lanes;
+
+static const uint8_t zeros[SH_RUN * 4];
+
+/* dst[i][lane] = word i of each lane's bytes at `off`, with some bits turned over. */
+static void put_words(uint8_t *dst, const lanes *a, size_t off, int n, uint32_t flip)
 {
-    size_t n_run = (size_t)m->kd.kp[m->kd.n_slice] / SH_RUN;
-    switch (m->dtype) {
-    case SH_F32:
-        for (int k = 0; k < n; k++) memcpy(p + ((size_t)(kp0 + k) * SH_LANES + lane) * 4, src + k * 4, 4);
-        break;
-    case SH_F16:
-        for (int k = 0; k < n; k++) memcpy(p + ((size_t)(kp0 + k) * SH_LANES + lane) * 2, src + k * 2, 2);
-        break;
-    case SH_BF16:
-        for (int k = 0; k < n; k++) {
-            size_t at = ((size_t)((kp0 + k) / 2) * SH_LANES + lane) * 2 + (size_t)(k & 1);
-            memcpy(p + at * 2, src + k * 2, 2);
+    uint32_t w;
+    for (int i = 0; i < n; i++)
+        for (int l = 0; l < SH_LANES; l++) {
+            memcpy(&w, a->src[l] + off + (size_t)i * 4, 4);
+            w ^= flip;
+            memcpy(dst + (i * SH_LANES + l) * 4, &w, 4);
         }
-        break;
+}
+
+/* The same for 16-bit words. */
+static void put_halves(uint8_t *dst, const lanes *a, int n)
+{
+    for (int i = 0; i < n; i++)
+        for (int l = 0; l < SH_LANES; l++) memcpy(dst + (i * SH_LANES + l) * 2, a->src[l] + i * 2, 2);
+}
+
+/* SH_RUN k's of all lanes become run number `run` of the panel, which has n_run. */
+static void pack_run(sh_dtype t, uint8_t *panel, size_t run, size_t n_run, const lanes *a)
+{
+    switch (t) {
+    case SH_F32: put_words(panel + run * 2048, a, 0, 32, 0); break;
+    case SH_BF16: put_words(panel + run * 1024, a, 0, 16, 0); break;
+    case SH_F16: put_halves(panel + run * 1024, a, 32); break;
     case SH_Q8_0:
-        for (int b = 0; b < n / SH_RUN; b++, src += 34) {
-            size_t block = (size_t)kp0 / SH_RUN + (size_t)b;
-            memcpy(p + n_run * 512 + (block * SH_LANES + (size_t)lane) * 2, src, 2);
-            for (int k = 0; k < SH_RUN; k++)
-                p[block * 512 + (size_t)(k / 4 * 64 + lane * 4 + k % 4)] = (uint8_t)(src[2 + k] ^ 0x80);
-        }
+        put_words(panel + run * 512, a, 2, 8, 0x80808080u);
+        put_halves(panel + n_run * 512 + run * 32, a, 1);
         break;
     case SH_Q4_0:
-        for (int b = 0; b < n / SH_RUN; b++, src += 18) {
-            size_t block = (size_t)kp0 / SH_RUN + (size_t)b;
-            memcpy(p + n_run * 256 + (block * SH_LANES + (size_t)lane) * 2, src, 2);
-            for (int k = 0; k < SH_RUN / 2; k++)
-                p[block * 256 + (size_t)(k / 4 * 64 + lane * 4 + k % 4)] = src[2 + k];
-        }
+        put_words(panel + run * 256, a, 2, 4, 0);
+        put_halves(panel + n_run * 256 + run * 32, a, 1);
         break;
     default: break;
+    }
+}
+
+/* The last k's of a slice, fewer than SH_RUN, filled up with zeros; plain types only. */
+static void pack_rest(const sh_mat *m, uint8_t *panel, size_t run, size_t n_run, const lanes *a, int n)
+{
+    uint8_t row[SH_LANES][SH_RUN * 4] = {{0}};
+    lanes rest;
+    for (int l = 0; l < SH_LANES; l++) {
+        memcpy(row[l], a->src[l], sh_dtype_bytes(m->dtype, (size_t)n));
+        rest.src[l] = row[l];
+    }
+    pack_run(m->dtype, panel, run, n_run, &rest);
+}
+
+static void pack_panel(const sh_mat *m, uint8_t *panel, lanes *a)
+{
+    size_t n_run = (size_t)m->kd.kp[m->kd.n_slice] / SH_RUN;
+    for (int s = 0; s < m->kd.n_slice; s++) {
+        int n = m->kd.k[s + 1] - m->kd.k[s];
+        size_t run = (size_t)m->kd.kp[s] / SH_RUN;
+        for (; n >= SH_RUN; n -= SH_RUN, run++) {
+            pack_run(m->dtype, panel, run, n_run, a);
+            for (int l = 0; l < SH_LANES; l++) a->src[l] += a->step[l];
+        }
+        if (n == 0) continue;
+        pack_rest(m, panel, run, n_run, a, n);
+        for (int l = 0; l < SH_LANES; l++) a->src[l] += a->step[l] / SH_RUN * (size_t)n;
     }
 }
 
 void sh_mat_pack(const sh_mat *m, int lo, int hi, const uint8_t *(*row)(const void *arg, int r),
                  const void *arg)
 {
-    const sh_dtype_info *t = &sh_dtypes[m->dtype];
+    size_t step = sh_dtype_bytes(m->dtype, SH_RUN);
+    size_t n_byte = (size_t)m->kd.kp[m->kd.n_slice] / SH_RUN * step * SH_LANES;
     for (int p = lo; p < hi; p++) {
         uint8_t *panel = m->data + (size_t)p * m->panel_bytes;
-        memset(panel, 0, m->panel_bytes);
-        for (int lane = 0; lane < SH_LANES && p * SH_LANES + lane < m->rows; lane++) {
-            const uint8_t *src = row(arg, p * SH_LANES + lane);
-            for (int s = 0; s < m->kd.n_slice; s++)
-                pack_row(m, panel, lane, m->kd.kp[s],
-                         src + (size_t)(m->kd.k[s] / t->block) * (size_t)t->block_bytes,
-                         m->kd.k[s + 1] - m->kd.k[s]);
+        lanes a;
+        for (int l = 0; l < SH_LANES; l++) {
+            int r = p * SH_LANES + l;
+            a.src[l] = r < m->rows ? row(arg, r) : zeros;
+            a.step[l] = r < m->rows ? step : 0;
         }
+        pack_panel(m, panel, &a);
+        memset(panel + n_byte, 0, m->panel_bytes - n_byte);
     }
 }

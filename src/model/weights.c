@@ -1,7 +1,11 @@
+#define _GNU_SOURCE
 #include "model/weights.h"
 
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 
@@ -45,6 +49,7 @@ static void lay_out(sh_mat *mat, const sh_plan *p, const sh_tensor_row *r, const
 
 typedef struct load {
     const sh_plan *plan;
+    bool mapped;
     sh_pool *pool;
     uint8_t *arena; /* where the next matrix goes; NULL: only count */
     size_t n_bytes;
@@ -54,7 +59,8 @@ typedef struct load {
 typedef struct pack_job {
     const sh_mat *mat;
     const uint8_t *first; /* this rank's first value in the file */
-    size_t row_bytes;
+    size_t row_bytes, share_bytes; /* of a row in the file, and of what this rank takes of it */
+    bool mapped;                   /* the file's pages can be let go */
 } pack_job;
 
 static const uint8_t *file_row(const void *arg, int r)
@@ -63,12 +69,35 @@ static const uint8_t *file_row(const void *arg, int r)
     return j->first + (size_t)r * j->row_bytes;
 }
 
+/* Panels at a time: what is read and not yet let go stays small. */
+static int panels_at_once(const pack_job *j)
+{
+    enum { BYTES = 4 << 20 };
+    size_t n = BYTES / (j->row_bytes * SH_LANES);
+    return n < 1 ? 1 : n > 4096 ? 4096 : (int)n;
+}
+
+/* Tells the system to map, or that nobody will read, the file's pages that lie under rows [lo, hi). */
+static void advise_rows(const pack_job *j, int lo, int hi, int advice)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t a = (uintptr_t)file_row(j, lo) / page * page;
+    uintptr_t b = ((uintptr_t)file_row(j, hi - 1) + j->share_bytes) / page * page;
+    if (j->mapped && hi > lo && b > a) (void)madvise((void *)a, b - a, advice); /* a wish, not a need */
+}
+
 static void pack_share(void *arg, int thread, int n_thread)
 {
     const pack_job *j = arg;
-    int lo, hi;
+    int lo, hi, n = panels_at_once(j);
     sh_share(j->mat->n_panel, thread, n_thread, &lo, &hi);
-    sh_mat_pack(j->mat, lo, hi, file_row, j);
+    for (int p = lo; p < hi; p += n) {
+        int end = hi - p < n ? hi : p + n;
+        int row_lo = p * SH_LANES, row_hi = end * SH_LANES < j->mat->rows ? end * SH_LANES : j->mat->rows;
+        advise_rows(j, row_lo, row_hi, MADV_POPULATE_READ);
+        sh_mat_pack(j->mat, p, end, file_row, j);
+        advise_rows(j, row_lo, row_hi, MADV_DONTNEED); /* they are clean: the file has them */
+    }
 }
 
 static sh_err load_matrix(load *ld, const sh_tensor_row *r, const sh_tensor *t, sh_weight *w)
@@ -82,7 +111,8 @@ static sh_err load_matrix(load *ld, const sh_tensor_row *r, const sh_tensor *t, 
         int col_lo = r->split == SH_BY_COL ? ld->plan->local[r->cols].lo : 0;
         pack_job job = {&w->mat,
                         t->data + (size_t)row_lo * row_bytes + sh_dtype_bytes(t->dtype, (size_t)col_lo),
-                        row_bytes};
+                        row_bytes, sh_dtype_bytes(t->dtype, (size_t)w->mat.kd.k[w->mat.kd.n_slice]),
+                        ld->mapped};
         sh_pool_run(ld->pool, pack_share, &job);
     }
     ld->n_bytes += n;
@@ -121,7 +151,7 @@ sh_err sh_weights_load(sh_weights *w, const sh_config *c, const sh_model_file *m
                        sh_pool *pool)
 {
     sh_err err;
-    load ld = {.plan = p, .pool = pool};
+    load ld = {.plan = p, .pool = pool, .mapped = m->file.mapped};
     size_t n_bytes = sh_weights_bytes(c, m, p);
     SH_TRY(begin(w, c, p));
     w->n_bytes = n_bytes;

@@ -262,7 +262,7 @@ static void test_killed(void **state)
             fail_msg("%s: should name %s and how it ended", sh_err_message(), who);
         uint8_t p[4];
         size_t n_bytes = sizeof p;
-        assert_int_equal(sh_group_bcast(g, p, sizeof p, &n_bytes), SH_EPEER); /* and it stays so */
+        (void)sh_group_bcast(g, p, sizeof p, &n_bytes); /* as a node does that closes; it ends */
         start = now_s();
         sh_group_close(g);
         assert_true(now_s() - start < 1); /* the others end by themselves */

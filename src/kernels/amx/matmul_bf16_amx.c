@@ -5,7 +5,7 @@
 
 enum {
     TILE_BYTES = 1024,         /* 32 k's of 16 outputs, or of 16 tokens */
-    GROUP_BYTES = 1408 * 1024, /* bf16 tiles that are kept at hand: most of a 2 MiB cache */
+    GROUP_BYTES = 1024 * 1024, /* bf16 tiles that are kept at hand: half of a 2 MiB cache */
     FEW = 8,                   /* tokens below which the vector unit is as fast */
 };
 
@@ -82,76 +82,106 @@ static const uint8_t *tiles_q4_0(uint8_t *room, const sh_mat *w, const uint8_t *
     return room;
 }
 
-/* One or two panels by one or two tiles of tokens, all slices. b0, b1: the panels' tiles; b1 NULL: one
- * panel. n_first: 16, or 0 if there is only the second tile, of m tokens. */
-INLINE void block(const bool two_tiles, const bool two_panels, tile_sums level[4][5], const sh_mat *w,
-                  int slice_lo, int slice_hi, const uint8_t *b0, const uint8_t *b1, const char *x, size_t ldx)
+/* A block of outputs under way: n tokens, of which the second tile has m, by one or two panels. */
+typedef struct job {
+    float *y; /* its first output */
+    size_t ldy;
+    __mmask16 rows[2]; /* the outputs that each panel has */
+    int n, m;
+    const char *x; /* its first token */
+    size_t ldx;
+    const uint8_t *b[2]; /* the panels' tiles */
+    const char *next;    /* n_next tokens that come later, to be brought nearer meanwhile */
+    int n_next;
+} job;
+
+/* Tile number i (0, 1: the first 16 tokens by both panels; 2, 3: the next m) goes to y. */
+INLINE void put_tile(const job *j, const bool two_tiles, int i, tile_sums *sums)
 {
-    const int base = w->kd.kp[slice_lo];
-    const char *x1 = two_tiles ? x + 16 * ldx : x; /* the second tile's tokens */
-    int depth = 0;
+    float *y = j->y + (two_tiles && i >= 2 ? 16 * j->ldy : 0) + (i & 1) * SH_LANES;
+    tile_out(y, j->ldy, sums, i < 2 ? 16 : j->m, j->rows[i & 1]);
+}
+
+/* One or two panels by one or two tiles of tokens, all slices. */
+INLINE void block(const bool two_tiles, const bool two_panels, const job *j, const sh_mat *w, int slice_lo,
+                  int slice_hi)
+{
+    _Alignas(64) tile_sums level[4][5]; /* of each tile: roots of the canonical tree's finished subtrees */
+    const bool use[4] = {two_tiles, two_tiles && two_panels, true, two_panels};
+    const char *x1 = two_tiles ? j->x + 16 * j->ldx : j->x; /* the second tile's tokens */
+    const uint8_t *b0 = j->b[0], *b1 = j->b[1];
+    int ldx = (int)j->ldx, depth = 0;
     for (int s = slice_lo; s < slice_hi; s++) {
-        if (two_tiles) _tile_zero(0);
-        if (two_tiles && two_panels) _tile_zero(1);
+        if (use[0]) _tile_zero(0);
+        if (use[1]) _tile_zero(1);
         _tile_zero(2);
-        if (two_panels) _tile_zero(3);
-        for (int k = w->kd.kp[s]; k < w->kd.kp[s + 1]; k += SH_RUN) {
-            size_t at = (size_t)(k - base) / SH_RUN * TILE_BYTES;
-            _tile_loadd(6, b0 + at, 64);
-            if (two_tiles) _tile_loadd(4, x + (size_t)k * 2, (int)ldx);
+        if (use[3]) _tile_zero(3);
+        for (int k = w->kd.kp[s]; k < w->kd.kp[s + 1]; k += SH_RUN, b0 += TILE_BYTES, b1 += TILE_BYTES) {
+            _tile_loadd(6, b0, 64);
+            if (two_tiles) _tile_loadd(4, j->x + (size_t)k * 2, ldx);
             if (two_tiles) _tile_dpbf16ps(0, 4, 6);
-            if (two_panels) _tile_loadd(7, b1 + at, 64);
+            if (two_panels) _tile_loadd(7, b1, 64);
             if (two_tiles && two_panels) _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, x1 + (size_t)k * 2, (int)ldx);
+            _tile_loadd(5, x1 + (size_t)k * 2, ldx);
             _tile_dpbf16ps(2, 5, 6);
             if (two_panels) _tile_dpbf16ps(3, 5, 7);
+            for (int r = 0; r < j->n_next; r++)
+                _mm_prefetch(j->next + (size_t)r * j->ldx + (size_t)k * 2, _MM_HINT_T1);
         }
-        if (two_tiles) _tile_stored(0, level[0][depth], 64);
-        if (two_tiles && two_panels) _tile_stored(1, level[1][depth], 64);
+        if (slice_hi - slice_lo == 1 && j->rows[0] == 0xffff && (!two_panels || j->rows[1] == 0xffff)) {
+            /* one slice and whole panels: nothing to add, nothing to leave out */
+            int ld = (int)(j->ldy * sizeof(float));
+            float *y1 = two_tiles ? j->y + 16 * j->ldy : j->y;
+            if (use[0]) _tile_stored(0, j->y, ld);
+            if (use[1]) _tile_stored(1, j->y + 16, ld);
+            _tile_stored(2, y1, ld);
+            if (use[3]) _tile_stored(3, y1 + 16, ld);
+            return;
+        }
+        if (use[0]) _tile_stored(0, level[0][depth], 64);
+        if (use[1]) _tile_stored(1, level[1][depth], 64);
         _tile_stored(2, level[2][depth], 64);
-        if (two_panels) _tile_stored(3, level[3][depth], 64);
+        if (use[3]) _tile_stored(3, level[3][depth], 64);
         int d = depth;
-        if (two_tiles) d = depth, tile_tree(level[0], &d, s - slice_lo);
-        if (two_tiles && two_panels) d = depth, tile_tree(level[1], &d, s - slice_lo);
-        if (two_panels) d = depth, tile_tree(level[3], &d, s - slice_lo);
-        d = depth;
-        tile_tree(level[2], &d, s - slice_lo);
+        for (int i = 0; i < 4; i++)
+            if (use[i]) d = depth, tile_tree(level[i], &d, s - slice_lo);
         depth = d;
     }
+    for (int i = 0; i < 4; i++)
+        if (use[i]) put_tile(j, two_tiles, i, &level[i][0]);
 }
 
 /* All tokens by a group of panels whose tiles are ready. */
 static void group(float *y, size_t ldy, const sh_mat *w, int panel_lo, int n_panel, int slice_lo,
                   int slice_hi, const uint8_t **tiles, const char *x, size_t ldx, int n_tok)
 {
-    _Alignas(64) tile_sums level[4][5];
-    int loaded = -1;
-    for (int t = 0; t < n_tok;) {
+    int loaded = -1, n_pair = (n_panel + 1) / 2;
+    for (int t = 0, n; t < n_tok; t += n) {
         bool two = n_tok - t > 16;
-        int m = two ? (n_tok - t >= 32 ? 16 : n_tok - t - 16) : n_tok - t; /* tokens of the second tile */
-        const char *xt = x + (size_t)t * ldx;
-        float *yt = y + (size_t)t * ldy;
-        if (m != loaded) _tile_loadconfig(&config[m]);
-        loaded = m;
+        n = two && n_tok - t > 32 ? 32 : n_tok - t;
+        job j = {.ldy = ldy, .n = n, .m = two ? n - 16 : n, .x = x + (size_t)t * ldx, .ldx = ldx};
+        int left = n_tok - t - n < 32 ? n_tok - t - n : 32; /* tokens of the next block */
+        if (j.m != loaded) _tile_loadconfig(&config[j.m]);
+        loaded = j.m;
         for (int p = 0; p < n_panel; p += 2) {
             bool pair = p + 1 < n_panel;
-            int o = (panel_lo + p) * SH_LANES;
-            __mmask16 r0 = panel_rows(w, panel_lo + p), r1 = pair ? panel_rows(w, panel_lo + p + 1) : 0;
+            int next = left * (p / 2) / n_pair;
+            j.y = y + (size_t)t * ldy + (size_t)(panel_lo + p) * SH_LANES;
+            j.rows[0] = panel_rows(w, panel_lo + p);
+            j.rows[1] = pair ? panel_rows(w, panel_lo + p + 1) : 0;
+            j.b[0] = tiles[p];
+            j.b[1] = tiles[pair ? p + 1 : p];
+            j.next = j.x + (size_t)(n + next) * ldx;
+            j.n_next = left * (p / 2 + 1) / n_pair - next;
             if (two && pair)
-                block(true, true, level, w, slice_lo, slice_hi, tiles[p], tiles[p + 1], xt, ldx);
+                block(true, true, &j, w, slice_lo, slice_hi);
             else if (two)
-                block(true, false, level, w, slice_lo, slice_hi, tiles[p], NULL, xt, ldx);
+                block(true, false, &j, w, slice_lo, slice_hi);
             else if (pair)
-                block(false, true, level, w, slice_lo, slice_hi, tiles[p], tiles[p + 1], xt, ldx);
+                block(false, true, &j, w, slice_lo, slice_hi);
             else
-                block(false, false, level, w, slice_lo, slice_hi, tiles[p], NULL, xt, ldx);
-            float *y1 = two ? yt + 16 * ldy : yt;
-            if (two) tile_out(yt + o, ldy, &level[0][0], 16, r0);
-            if (two && pair) tile_out(yt + o + 16, ldy, &level[1][0], 16, r1);
-            tile_out(y1 + o, ldy, &level[2][0], m, r0);
-            if (pair) tile_out(y1 + o + 16, ldy, &level[3][0], m, r1);
+                block(false, false, &j, w, slice_lo, slice_hi);
         }
-        t += two ? 16 + m : m;
     }
     _tile_release();
 }

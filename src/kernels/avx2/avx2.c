@@ -7,6 +7,9 @@ static void overlay(sh_kernels *k)
 {
     sh_matmul_i8_avx2(k);
     sh_matmul_float_avx2(k);
+    sh_vector_avx2(k);
+    sh_attention_avx2(k);
+    sh_peak_avx2(k);
 }
 
 const sh_isa sh_isa_avx2 = {.name = "avx2", .needs = SH_CPU_AVX2, .overlay = overlay};
