@@ -15,8 +15,10 @@ sh_err sh_alloc(void *out, size_t n, size_t size, const char *what)
     *(void **)out = NULL;
     if (!sh_mul_size(n, size, &bytes) || bytes > SIZE_MAX / 2)
         return sh_fail(SH_ENOMEM, "%s: the size overflows (%zu times %zu bytes)", what, n, size);
-    if (posix_memalign(&p, 64, bytes ? bytes : 64))
+    bool large = bytes >= (size_t)4 << 20; /* worth huge pages */
+    if (posix_memalign(&p, large ? (size_t)2 << 20 : 64, bytes ? bytes : 64))
         return sh_fail(SH_ENOMEM, "%s needs %zu bytes, which the system does not have", what, bytes);
+    if (large) madvise(p, bytes, MADV_HUGEPAGE);
     memset(p, 0, bytes ? bytes : 64);
     *(void **)out = p;
     return SH_OK;

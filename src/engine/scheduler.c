@@ -92,13 +92,25 @@ static sh_sequence *sibling(const sh_scheduler *s, const sh_sequence *q, bool *r
     return found;
 }
 
+/* Operations gather until a step takes them along. There is room while they are few; once no slot is
+ * held, all that they say is that the slots are empty. */
+static bool has_room_for_ops(sh_scheduler *s)
+{
+    if (s->n_op < 2 * (uint32_t)s->n_slot) return true;
+    for (int i = 0; i < s->n_slot; i++)
+        if (s->active[i]) return false;
+    s->n_op = 0;
+    for (int i = 0; i < s->n_slot; i++) push_op(s, SH_OP_FREE, i, 0, 0);
+    return true;
+}
+
 sh_sequence *sh_scheduler_admit(sh_scheduler *s)
 {
     for (sh_sequence **p = &s->waiting; *p;) {
         sh_sequence *q = *p;
         bool read;
         int slot = free_slot(s);
-        if (slot < 0 || s->n_op >= 2 * (uint32_t)s->n_slot) return NULL;
+        if (slot < 0 || !has_room_for_ops(s)) return NULL;
         sh_sequence *a = sibling(s, q, &read);
         if (a && !(read && q->req->logits)) { /* another sample is reading the prompt: wait for it */
             p = &q->next;
@@ -173,9 +185,14 @@ sh_flight *sh_scheduler_next(sh_scheduler *s)
     sh_flight *f = &s->flight[(s->first_flight + s->n_flight) % s->n_stage];
     sh_sequence *chosen[256];
     uint32_t n[256];
-    int n_active = 0, n_chosen = 0, room = s->n_batch;
-    for (int i = 0; i < s->n_slot; i++) n_active += s->active[i] != NULL;
-    int limit = (n_active + s->n_stage - 1) / s->n_stage; /* so that every stage has a microbatch */
+    int n_active = 0, n_wait = 0, n_chosen = 0, room = s->n_batch, n_free = s->n_stage - s->n_flight;
+    for (int i = 0; i < s->n_slot; i++) {
+        n_active += s->active[i] != NULL;
+        n_wait += s->active[i] && n_ready(s->active[i]) > 0;
+    }
+    /* so that every stage has a microbatch, now and when all of them have gone round */
+    int now = (n_wait + n_free - 1) / n_free, later = (n_active + s->n_stage - 1) / s->n_stage;
+    int limit = now < later ? now : later;
     for (sh_sequence *q; n_chosen < limit && room > 0 && (q = longest_waiting(s)); n_chosen++) {
         size_t want = n_ready(q);
         n[n_chosen] = want < (size_t)room ? (uint32_t)want : (uint32_t)room;

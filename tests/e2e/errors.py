@@ -3,11 +3,14 @@
 never a crash or a hang; no process and no shared memory of ours stays; strangers change nothing."""
 
 import os
+import pathlib
 import random
 import signal
 import socket
 import struct
+import subprocess
 import sys
+import tempfile
 import time
 
 import tap
@@ -138,21 +141,31 @@ def nothing_left(name, shm_before):
         os.kill(pid, signal.SIGKILL)
 
 
-def first_text(process):
-    """The first bytes that the run writes; then it is in the middle of things."""
-    return os.read(process.stdout.fileno(), 1)
+class Running:
+    """A command that goes on by itself. It writes to files: a child that outlives it holds no pipe."""
 
+    def __init__(self, *args, **kw):
+        self.out_file, self.err_file = (tempfile.NamedTemporaryFile(dir=tap.TMP) for _ in "12")
+        self.process = tap.start(*args, stdout=self.out_file, stderr=self.err_file, **kw)
+        self.pid = self.process.pid
 
-def end_of(process, limit):
-    """Status, seconds, rest of stdout, stderr; the status is -1000 if it did not end in time."""
-    began = time.monotonic()
-    try:
-        out, err = process.communicate(timeout=limit * tap.SLOW)
-    except Exception:
-        process.kill()
-        out, err = process.communicate()
-        return -1000, time.monotonic() - began, out, err.decode(errors="replace")
-    return process.returncode, time.monotonic() - began, out, err.decode(errors="replace")
+    def text(self, file):
+        return pathlib.Path(file.name).read_text(errors="backslashreplace")
+
+    def begun(self):
+        """Whether it has written text: then it is in the middle of things."""
+        return tap.until(lambda: self.text(self.out_file) or self.process.poll() is not None, 20)
+
+    def end(self, limit):
+        """Status, seconds, stdout, stderr; the status is -1000 if it did not end in time."""
+        began = time.monotonic()
+        try:
+            status = self.process.wait(limit * tap.SLOW)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            status = -1000
+        return status, time.monotonic() - began, self.text(self.out_file), self.text(self.err_file)
 
 
 def lost_in_the_middle(model):
@@ -160,14 +173,14 @@ def lost_in_the_middle(model):
     shm = tap.in_dev_shm()
     for flags, what in [(["--tp", 3], "rank"), (["--ring", 3], "node"),
                         (["--ring", 2, "--tp", 2], "rank or node")]:
-        process = tap.start("run", "-m", model, *LONG_RUN, *flags)
-        begun = first_text(process)
+        process = Running("run", "-m", model, *LONG_RUN, *flags)
+        begun = process.begun()
         children = tap.descendants(process.pid)
         title = f"{' '.join(map(str, flags))}: a {what} killed"
         tap.ok(begun and children, f"{title}: it had begun, with {len(children)} children")
         if children:
             os.kill(children[-1], signal.SIGKILL)
-        status, seconds, out, err = end_of(process, 10)
+        status, seconds, out, err = process.end(10)
         tap.ok(status == 1 and one_sentence(err) and ("rank" in err or "node" in err)
                and seconds < 10 * tap.SLOW,
                f"{title}: status 1, the sentence names it", f"{status}, {seconds} s: {err}")
@@ -175,10 +188,10 @@ def lost_in_the_middle(model):
 
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         for flags in (["--tp", 2], ["--ring", 3], ["--ring", 2, "--tp", 2]):
-            process = tap.start("run", "-m", model, *LONG_RUN, *flags)
-            first_text(process)
-            process.send_signal(sig)
-            status, seconds, out, err = end_of(process, 10)
+            process = Running("run", "-m", model, *LONG_RUN, *flags)
+            process.begun()
+            process.process.send_signal(sig)
+            status, seconds, out, err = process.end(10)
             title = f"{' '.join(map(str, flags))}: {sig.name}"
             tap.ok(status not in (0, -1000), f"{title}: it ends, not with 0", f"{status}: {err}")
             nothing_left(title, shm)
@@ -187,11 +200,11 @@ def lost_in_the_middle(model):
 def signal_to_the_terminal(model):
     """Ctrl-C goes to every process of the terminal's group at once."""
     shm = tap.in_dev_shm()
-    process = tap.start("run", "-m", model, *LONG_RUN, "--ring", 2, "--tp", 2, start_new_session=True)
-    begun = first_text(process)
+    process = Running("run", "-m", model, *LONG_RUN, "--ring", 2, "--tp", 2, start_new_session=True)
+    begun = process.begun()
     os.killpg(process.pid, signal.SIGINT)
-    status, _, out, err = end_of(process, 10)
-    tap.ok(begun and status not in (0, 1000) and "rank" not in err and "lost" not in err,
+    status, _, out, err = process.end(10)
+    tap.ok(begun and status not in (0, -1000) and "rank" not in err and "lost" not in err,
            "Ctrl-C to the whole group: ends without complaints about lost peers", f"{status}: {err}")
     nothing_left("Ctrl-C to the whole group", shm)
 
@@ -259,18 +272,18 @@ def pester(port, rng):
 
 def strangers(a, b, run, nodes, want):
     rng = random.Random(11)
-    process = tap.start(*run, "-n", 900, "--nodes", nodes)
+    process = Running(*run, "-n", 900, "--nodes", nodes)
     rounds = 0
-    while process.poll() is None and rounds < 40:
+    while process.process.poll() is None and rounds < 40:
         for worker in (a, b):
             for port in tap.listening(worker.pid):
                 pester(port, rng)
         for port in tap.listening(process.pid):
             pester(port, rng)
         rounds += 1
-    status, _, out, err = end_of(process, 60)
+    status, _, out, err = process.end(60)
     long_want = tap.shoal(*run, "-n", 900)
-    tap.ok(status == 0 and sorted(out.decode().splitlines()) == sorted(long_want.out.splitlines()),
+    tap.ok(status == 0 and sorted(out.splitlines()) == sorted(long_want.out.splitlines()),
            "strangers during a run change nothing", f"{status}, {rounds} rounds: {err}")
     tap.ok(rounds > 0, f"they came {rounds} times")
     for worker in (a, b):
@@ -284,8 +297,8 @@ def strangers(a, b, run, nodes, want):
 def worker_killed(model):
     with tap.Worker(model) as a, tap.Worker(model) as b:
         nodes = tap.nodes_file([a, b])
-        process = tap.start("run", "-m", model, *LONG_RUN, "--nodes", nodes)
-        first = first_text(process)
+        process = Running("run", "-m", model, *LONG_RUN, "--nodes", nodes)
+        process.begun()
 
         busy = tap.shoal("run", "-m", model, "-p", "x", "-n", 1, "--nodes", nodes, timeout=15)
         tap.ok(busy.status == 1 and one_sentence(busy.err) and "busy" in busy.err
@@ -293,11 +306,11 @@ def worker_killed(model):
                "a second starter is told that the worker is busy", busy)
 
         b.process.kill()
-        status, seconds, out, err = end_of(process, 10)
+        status, seconds, out, err = process.end(10)
         tap.ok(status == 1 and one_sentence(err) and b.addr in err and seconds < 10 * tap.SLOW,
                "a worker killed in the middle: named within 10 s, status 1",
                f"{status}, {seconds:.1f} s: {err}")
-        tap.ok(len(first + out) > 0, "what was printed stays")
+        tap.ok(len(out) > 0, "what was printed stays")
         tap.ok(a.process.poll() is None, "the other worker lives", a.text())
         with tap.Worker(model, port=b.port):
             again = tap.shoal("run", "-m", model, "-p", "Once", "-n", 4, "--nodes", nodes)
@@ -306,23 +319,23 @@ def worker_killed(model):
     # The starter of a worker's session is killed: the worker waits for the next one.
     with tap.Worker(model) as a:
         nodes = tap.nodes_file([a])
-        process = tap.start("run", "-m", model, *LONG_RUN, "--nodes", nodes)
-        first_text(process)
-        process.kill()
-        process.communicate()
+        process = Running("run", "-m", model, *LONG_RUN, "--nodes", nodes)
+        process.begun()
+        process.process.kill()
+        process.end(5)
         began = time.monotonic()
         again = tap.until(
             lambda: tap.shoal("run", "-m", model, "-p", "Once", "-n", 4, "--nodes", nodes).status == 0,
             12)
-        tap.ok(again, f"starter killed: its worker serves the next one", a.text())
+        tap.ok(again, "starter killed: its worker serves the next one", a.text())
         tap.note(f"{time.monotonic() - began:.1f} s until the worker was free again")
 
     # A worker stopped from outside (a host that vanished): silence is noticed as well.
     with tap.Worker(model) as a:
-        process = tap.start("run", "-m", model, *LONG_RUN, "--nodes", tap.nodes_file([a]))
-        first_text(process)
+        process = Running("run", "-m", model, *LONG_RUN, "--nodes", tap.nodes_file([a]))
+        process.begun()
         a.process.send_signal(signal.SIGSTOP)
-        status, seconds, out, err = end_of(process, 12)
+        status, seconds, out, err = process.end(12)
         a.process.send_signal(signal.SIGCONT)
         tap.ok(status == 1 and a.addr in err and seconds < 10 * tap.SLOW,
                "a worker that falls silent: named within 10 s", f"{status}, {seconds:.1f} s: {err}")

@@ -6,6 +6,9 @@
 enum {
     TILE_BYTES = 1024,         /* 32 k's of 16 outputs, or of 16 tokens */
     GROUP_BYTES = 1024 * 1024, /* bf16 tiles that are kept at hand: half of a 2 MiB cache */
+    PART_BYTES = 64 * 1024,    /* of one panel, in one go; more k's are taken in parts, if slices allow */
+    MANY = 512,                /* tokens that are taken together, if there are parts, */
+    PANELS = 32,               /* and panels */
     FEW = 8,                   /* tokens below which the vector unit is as fast */
 };
 
@@ -91,6 +94,7 @@ typedef struct job {
     const char *x; /* its first token */
     size_t ldx;
     const uint8_t *b[2]; /* the panels' tiles */
+    bool add;            /* the sums go onto what y holds: the subtree to their left */
     const char *next;    /* n_next tokens that come later, to be brought nearer meanwhile */
     int n_next;
 } job;
@@ -99,7 +103,13 @@ typedef struct job {
 INLINE void put_tile(const job *j, const bool two_tiles, int i, tile_sums *sums)
 {
     float *y = j->y + (two_tiles && i >= 2 ? 16 * j->ldy : 0) + (i & 1) * SH_LANES;
-    tile_out(y, j->ldy, sums, i < 2 ? 16 : j->m, j->rows[i & 1]);
+    int n = i < 2 ? 16 : j->m;
+    __mmask16 rows = j->rows[i & 1];
+    if (j->add)
+        for (int t = 0; t < n; t++)
+            _mm512_store_ps((*sums)[t], _mm512_add_ps(_mm512_maskz_loadu_ps(rows, y + (size_t)t * j->ldy),
+                                                      _mm512_load_ps((*sums)[t])));
+    tile_out(y, j->ldy, sums, n, rows);
 }
 
 /* One or two panels by one or two tiles of tokens, all slices. */
@@ -111,6 +121,10 @@ INLINE void block(const bool two_tiles, const bool two_panels, const job *j, con
     const char *x1 = two_tiles ? j->x + 16 * j->ldx : j->x; /* the second tile's tokens */
     const uint8_t *b0 = j->b[0], *b1 = j->b[1];
     int ldx = (int)j->ldx, depth = 0;
+    for (int t = 0; t < j->n; t++) { /* the lines of y that will be written come while the sums are made */
+        __builtin_prefetch(j->y + (size_t)t * j->ldy, 1);
+        if (two_panels) __builtin_prefetch(j->y + (size_t)t * j->ldy + SH_LANES, 1);
+    }
     for (int s = slice_lo; s < slice_hi; s++) {
         if (use[0]) _tile_zero(0);
         if (use[1]) _tile_zero(1);
@@ -128,7 +142,7 @@ INLINE void block(const bool two_tiles, const bool two_panels, const job *j, con
             for (int r = 0; r < j->n_next; r++)
                 _mm_prefetch(j->next + (size_t)r * j->ldx + (size_t)k * 2, _MM_HINT_T1);
         }
-        if (slice_hi - slice_lo == 1 && j->rows[0] == 0xffff && (!two_panels || j->rows[1] == 0xffff)) {
+        if (slice_hi - slice_lo == 1 && !j->add && j->rows[0] == 0xffff && (!two_panels || j->rows[1] == 0xffff)) {
             /* one slice and whole panels: nothing to add, nothing to leave out */
             int ld = (int)(j->ldy * sizeof(float));
             float *y1 = two_tiles ? j->y + 16 * j->ldy : j->y;
@@ -152,21 +166,21 @@ INLINE void block(const bool two_tiles, const bool two_panels, const job *j, con
 }
 
 /* All tokens by a group of panels whose tiles are ready. */
-static void group(float *y, size_t ldy, const sh_mat *w, int panel_lo, int n_panel, int slice_lo,
-                  int slice_hi, const uint8_t **tiles, const char *x, size_t ldx, int n_tok)
+static void group(bool add, float *y, size_t ldy, const sh_mat *w, int panel_lo, int n_panel,
+                  int slice_lo, int slice_hi, const uint8_t **tiles, const char *x, size_t ldx, int n_tok)
 {
     int loaded = -1, n_pair = (n_panel + 1) / 2;
     for (int t = 0, n; t < n_tok; t += n) {
         bool two = n_tok - t > 16;
         n = two && n_tok - t > 32 ? 32 : n_tok - t;
-        job j = {.ldy = ldy, .n = n, .m = two ? n - 16 : n, .x = x + (size_t)t * ldx, .ldx = ldx};
+        job j = {.add = add, .ldy = ldy, .n = n, .m = two ? n - 16 : n, .x = x + (size_t)t * ldx, .ldx = ldx};
         int left = n_tok - t - n < 32 ? n_tok - t - n : 32; /* tokens of the next block */
         if (j.m != loaded) _tile_loadconfig(&config[j.m]);
         loaded = j.m;
         for (int p = 0; p < n_panel; p += 2) {
             bool pair = p + 1 < n_panel;
             int next = left * (p / 2) / n_pair;
-            j.y = y + (size_t)t * ldy + (size_t)(panel_lo + p) * SH_LANES;
+            j.y = y + (size_t)t * ldy + (size_t)p * SH_LANES;
             j.rows[0] = panel_rows(w, panel_lo + p);
             j.rows[1] = pair ? panel_rows(w, panel_lo + p + 1) : 0;
             j.b[0] = tiles[p];
@@ -186,25 +200,58 @@ static void group(float *y, size_t ldy, const sh_mat *w, int panel_lo, int n_pan
     _tile_release();
 }
 
+/* A run of panels and slices by all tokens; y: the first panel's first output. */
+static void part(tiles_fn *make, uint8_t *room, bool add, float *y, size_t ldy, const sh_mat *w, int panel_lo,
+                 int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
+{
+    const uint8_t *tiles[PANELS];
+    int k_lo = w->kd.kp[slice_lo], k_hi = w->kd.kp[slice_hi];
+    size_t bytes = (size_t)(k_hi - k_lo) * 32; /* of one panel */
+    int at_once = bytes * PANELS <= GROUP_BYTES ? PANELS : (int)(GROUP_BYTES / bytes) & ~1;
+    for (int p = panel_lo, n; p < panel_hi; p += n) {
+        n = panel_hi - p < at_once ? panel_hi - p : at_once;
+        for (int i = 0; i < n; i++)
+            tiles[i] = make(room + (size_t)i * bytes, w, w->data + (size_t)(p + i) * w->panel_bytes, k_lo, k_hi);
+        group(add, y + (size_t)(p - panel_lo) * SH_LANES, ldy, w, p, n, slice_lo, slice_hi, tiles, x, ldx, n_tok);
+    }
+}
+
+/* Four parts, each a quarter of the slices: y = (0 + 1) + (2 + 3), the second pair by way of `half`. */
+static void four_parts(tiles_fn *make, uint8_t *room, float *y, size_t ldy, const sh_mat *w, int panel_lo,
+                       int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
+{
+    _Alignas(64) float half[MANY][PANELS * SH_LANES];
+    int step = (slice_hi - slice_lo) / 4;
+    for (int q = 0; q < 4; q++)
+        part(make, room, q & 1, q < 2 ? y : half[0], q < 2 ? ldy : PANELS * SH_LANES, w, panel_lo, panel_hi,
+             slice_lo + q * step, slice_lo + (q + 1) * step, x, ldx, n_tok);
+    for (int t = 0; t < n_tok; t++)
+        for (int p = panel_lo; p < panel_hi; p++) {
+            float *out = y + (size_t)t * ldy + (size_t)(p - panel_lo) * SH_LANES;
+            __mmask16 rows = panel_rows(w, p);
+            __m512 left = _mm512_maskz_loadu_ps(rows, out);
+            __m512 right = _mm512_load_ps(&half[t][(p - panel_lo) * SH_LANES]);
+            _mm512_mask_storeu_ps(out, rows, _mm512_add_ps(left, right));
+        }
+}
+
 /* Not inlined: its buffer is only on the stack while it runs. */
 static __attribute__((noinline)) void run(tiles_fn *make, float *y, size_t ldy, const sh_mat *w,
                                           int panel_lo, int panel_hi, int slice_lo, int slice_hi,
                                           const char *x, size_t ldx, int n_tok)
 {
-    enum { MAX_PANELS = 64 };
     _Alignas(64) uint8_t room[GROUP_BYTES];
-    const uint8_t *tiles[MAX_PANELS];
-    int k_lo = w->kd.kp[slice_lo], k_hi = w->kd.kp[slice_hi];
-    size_t bytes = (size_t)(k_hi - k_lo) * 32; /* of one panel */
-    int at_once = bytes ? (int)(GROUP_BYTES / bytes) : MAX_PANELS;
-    if (at_once > MAX_PANELS) at_once = MAX_PANELS;
-    if (at_once > 1) at_once &= ~1;
-    for (int p = panel_lo, n; p < panel_hi; p += n) {
-        n = panel_hi - p < at_once ? panel_hi - p : at_once;
-        for (int i = 0; i < n; i++)
-            tiles[i] = make(room + (size_t)i * bytes, w, w->data + (size_t)(p + i) * w->panel_bytes, k_lo, k_hi);
-        group(y, ldy, w, p, n, slice_lo, slice_hi, tiles, x, ldx, n_tok);
+    size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32; /* of one panel */
+    if (bytes <= PART_BYTES || slice_hi - slice_lo < 4) {
+        part(make, room, false, y + (size_t)panel_lo * SH_LANES, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x,
+             ldx, n_tok);
+        return;
     }
+    for (int t = 0; t < n_tok; t += MANY)
+        for (int p = panel_lo; p < panel_hi; p += PANELS)
+            four_parts(make, room, y + (size_t)t * ldy + (size_t)p * SH_LANES, ldy, w, p,
+                       p + PANELS < panel_hi ? p + PANELS : panel_hi, slice_lo, slice_hi, x + (size_t)t * ldx, ldx,
+                       n_tok - t < MANY ? n_tok - t : MANY);
 }
 
 static sh_matmul_fn *few_bf16, *few_q8_0, *few_q4_0; /* for few tokens: the rows below in the table */
@@ -214,7 +261,7 @@ static sh_matmul_fn *few_bf16, *few_q8_0, *few_q4_0; /* for few tokens: the rows
                      int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
     {                                                                                              \
         size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32;                     \
-        if (n_tok < FEW || bytes > GROUP_BYTES)                                                    \
+        if (n_tok < FEW || bytes > GROUP_BYTES / 2)                                                    \
             few(y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);                 \
         else                                                                                       \
             run(make, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);           \

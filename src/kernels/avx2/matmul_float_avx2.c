@@ -128,7 +128,7 @@ static void bf16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
 
 /* ---- bf16, many tokens; quantised weights that become bf16 ---- */
 
-enum { CHUNK = 8, TILE = 6, BF16_MANY = 6 };
+enum { CHUNK = 8, TILE = 6, BF16_MANY = 12 };
 
 /* Runs of weights as float32: [run][even, odd][16][SH_LANES]. */
 typedef struct runs {

@@ -83,7 +83,7 @@ static void q8_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, i
 enum {
     CHUNK = 16,         /* blocks that are widened at a time: 16 KiB */
     WIDE_K = 128 * 1024, /* widened k's of all tokens: 256 KiB */
-    Q8_MANY = 8,        /* tokens from which widening pays */
+    Q8_MANY = 16,       /* tokens from which widening pays */
 };
 
 /* Bytes to 16 bits in two registers: of each four bytes, the first and third, the second and fourth. */

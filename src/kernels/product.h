@@ -1,0 +1,67 @@
+/* The loop around the products of an instruction set: panels, tokens, slices and their tree. */
+#ifndef SH_KERNELS_PRODUCT_H
+#define SH_KERNELS_PRODUCT_H
+
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+/* For what must be compiled with its constant arguments known, or its sums lie in memory. */
+#define SH_INLINE static inline __attribute__((always_inline))
+
+enum {
+    SH_TOKENS = 64,  /* tokens that a product takes at once: they stay in the second cache */
+    SH_MAX_TILE = 8, /* tokens of one sum, at most */
+};
+
+/* The roots of the finished subtrees of one token's canonical tree, for the lanes of a panel. */
+typedef float sh_tree[4][SH_LANES];
+
+/* Takes the sum of slice i, counted from the first; slices come in order. Before it there are as many
+ * roots as i has ones, and each trailing one is a carry. */
+SH_INLINE void sh_tree_push(sh_tree tree, int i, const float *sum)
+{
+    float cur[SH_LANES];
+    int depth = __builtin_popcount((unsigned)i);
+    memcpy(cur, sum, sizeof cur);
+    for (; i & 1; i >>= 1) {
+        depth--;
+        for (int l = 0; l < SH_LANES; l++) cur[l] = tree[depth][l] + cur[l];
+    }
+    memcpy(tree[depth], cur, sizeof cur);
+}
+
+/* The root of token t to the rows of panel p. */
+SH_INLINE void sh_tree_store(float *y, size_t ldy, sh_tree tree, const sh_mat *w, int p, int t)
+{
+    int o = p * SH_LANES, n = w->rows - o < SH_LANES ? w->rows - o : SH_LANES;
+    memcpy(y + (size_t)t * ldy + o, tree[0], (size_t)n * sizeof(float));
+}
+
+/* Sums the padded k's [lo, hi) of a panel for n tokens: acc (n, SH_LANES). */
+typedef void sh_sum_fn(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                       const uint8_t *x, size_t ldx, int n);
+
+/* The product made of such sums, `tile` tokens at a time, straight from the packed weights. */
+SH_INLINE void sh_product(sh_sum_fn *sum, int tile, float *y, size_t ldy, const sh_mat *w, int panel_lo,
+                          int panel_hi, int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)
+{
+    for (int t0 = 0; t0 < n_tok; t0 += SH_TOKENS)
+        for (int p = panel_lo; p < panel_hi; p++) {
+            const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
+            int end = n_tok - t0 < SH_TOKENS ? n_tok : t0 + SH_TOKENS;
+            for (int t = t0, n; t < end; t += n) {
+                float acc[SH_MAX_TILE * SH_LANES];
+                sh_tree tree[SH_MAX_TILE];
+                n = end - t < tile ? end - t : tile;
+                for (int s = slice_lo; s < slice_hi; s++) {
+                    sum(acc, w, panel, w->kd.kp[s], w->kd.kp[s + 1], (const uint8_t *)x + (size_t)t * ldx,
+                        ldx, n);
+                    for (int i = 0; i < n; i++) sh_tree_push(tree[i], s - slice_lo, acc + i * SH_LANES);
+                }
+                for (int i = 0; i < n; i++) sh_tree_store(y, ldy, tree[i], w, p, t + i);
+            }
+        }
+}
+
+#endif
