@@ -36,7 +36,8 @@ static void compare_matmul(sh_dtype t, sh_form form)
             n_tok = PICK(1, 1, 2, 3, 4, 5, 7, 8, 9);
         if (i % 7 == 0) n_tok = PICK(15, 16, 17, 31, 32, 33, 40, 47, 49, 65);
         sh_kdim kd =
-            random_kdim(PICK(1, 31, 32, 33, 64, 65, 96, 128, 172, 256, 300), sh_dtypes[t].block);
+            random_kdim(i % 30 == 1 ? 4200 : PICK(1, 31, 32, 33, 64, 65, 96, 128, 172, 256, 300),
+                        sh_dtypes[t].block);
         int n_slice = PICK(1, 2, 4, 8);
         while (n_slice > kd.n_slice) n_slice /= 2;
         int slice = random_in(0, kd.n_slice - n_slice);
@@ -243,6 +244,41 @@ static void compare_scores(sh_dtype t)
     }
 }
 
+static void compare_attend(sh_dtype t)
+{
+    for (int i = 0; i < N_TRY; i++) {
+        look l = i % 2 ? LOOK_UNIT : LOOK_TINY;
+        int head_dim = random_head_dim(), n_row = PICK(1, 2, 15, 16, 17, 40), most = 0;
+        buffer q[40], k_page[SH_SPAN / SH_PAGE], v_page[SH_SPAN / SH_PAGE];
+        const float *qp[40];
+        const void *kp[SH_SPAN / SH_PAGE] = {0}, *vp[SH_SPAN / SH_PAGE] = {0};
+        int n_pos[40], low = random_in(1, SH_SPAN);
+        for (int r = 0; r < n_row; r++) {
+            q[r] = buffer_floats((size_t)head_dim, l);
+            qp[r] = q[r].p;
+            n_pos[r] = low + r / 3 < SH_SPAN ? low + r / 3 : SH_SPAN; /* as tokens of a prompt */
+            most = n_pos[r];
+        }
+        int n_page = (most + SH_PAGE - 1) / SH_PAGE;
+        for (int p = 0; p < n_page; p++) {
+            kp[p] = (k_page[p] = random_page(t, head_dim, false, l)).p;
+            vp[p] = (v_page[p] = random_page(t, head_dim, true, l)).p;
+        }
+        buffer want = buffer_of((size_t)(n_row * (head_dim + 2)) * 4), got = buffer_copy(&want);
+        float *w = want.p, *g = got.p;
+        size_t n = (size_t)(n_row * head_dim);
+        c.attend_bf16[t](w, w + n, w + n + n_row, qp, n_row, n_pos, kp, vp, head_dim, 0.17f);
+        k.attend_bf16[t](g, g + n, g + n + n_row, qp, n_row, n_pos, kp, vp, head_dim, 0.17f);
+        SAME("attend_bf16", differs(want.p, got.p, want.n / 4), "%s, %d queries of %d, %d positions",
+             sh_dtypes[t].name, n_row, head_dim, most);
+        GUARDED("attend_bf16", &got);
+        for (int r = 0; r < n_row; r++) buffer_free(&q[r]);
+        for (int p = 0; p < n_page; p++) buffer_free(&k_page[p]), buffer_free(&v_page[p]);
+        buffer_free(&want);
+        buffer_free(&got);
+    }
+}
+
 static void compare_values(sh_dtype t)
 {
     for (int i = 0; i < 2 * N_TRY; i++) {
@@ -326,6 +362,7 @@ static void compare_table(void)
         if (NEW(kv_put[t])) compare_kv_put((sh_dtype)t);
         if (NEW(attn_scores[t])) compare_scores((sh_dtype)t);
         if (NEW(attn_values[t])) compare_values((sh_dtype)t);
+        if (NEW(attend_bf16[t])) compare_attend((sh_dtype)t);
     }
     for (int form = 0; form < SH_N_FORM; form++)
         if (NEW(prepare[form])) compare_prepare((sh_form)form);
