@@ -1,8 +1,8 @@
 /* What a parallel region costs: base/threads.c against OpenMP, for the same work.
  *
- * A token of tinyllama is about 250 regions, so at 50 tok/s a microsecond for each is over 1 % of the
- * time. Prints microseconds per region: for empty regions, and for regions in which every thread works some
- * microseconds. Threads are not tied. */
+ * A token of tinyllama is about 250 regions, so at 50 tok/s a microsecond for each is over 1 % of
+ * the time. Prints microseconds per region: for empty regions, and for regions in which every
+ * thread works some microseconds. Threads are not tied. */
 #define _GNU_SOURCE
 #include <omp.h>
 #include <stdio.h>

@@ -39,7 +39,8 @@ static unsigned detect(void)
 uint64_t sh_cpu_enter(void)
 {
     unsigned old = _mm_getcsr();
-    /* all exceptions masked, round to nearest, flush-to-zero (bit 15), denormals-are-zero (bit 6) */
+    /* all exceptions masked, round to nearest, flush-to-zero (bit 15), denormals-are-zero (bit 6)
+     */
     _mm_setcsr(0x1f80u | 1u << 15 | 1u << 6);
     return old;
 }
@@ -86,4 +87,18 @@ unsigned sh_cpu_features(void)
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, set_features);
     return features;
+}
+
+void sh_cpu_name(char *out, size_t cap)
+{
+    char line[256];
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    *out = 0;
+    while (f && !*out && fgets(line, sizeof line, f)) {
+        const char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || !colon) continue;
+        line[strcspn(line, "\n")] = 0;
+        snprintf(out, cap, "%s", colon + 1 + strspn(colon + 1, " "));
+    }
+    if (f) fclose(f);
 }

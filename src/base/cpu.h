@@ -14,8 +14,8 @@ enum {
     SH_CPU_NEON = 1 << 3,   /* with the dot product */
 };
 
-/** The bits of this machine. The first call asks Linux for the AMX tile state, so it must come before
- *  threads start; later calls are cheap. */
+/** The bits of this machine. The first call asks Linux for the AMX tile state, so it must come
+ * before threads start; later calls are cheap. */
 unsigned sh_cpu_features(void);
 
 /** Sets this thread's floating point to what the arithmetic contract demands: round to nearest,

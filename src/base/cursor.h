@@ -1,6 +1,6 @@
 /* A bounds-checked reader and a growing writer of little-endian bytes: the only way that bytes from
- * files, sockets and other processes are taken apart. A read past the end sets `bad` and gives zeros;
- * check `bad` once after a group of reads. */
+ * files, sockets and other processes are taken apart. A read past the end sets `bad` and gives
+ * zeros; check `bad` once after a group of reads. */
 #ifndef SH_BASE_CURSOR_H
 #define SH_BASE_CURSOR_H
 

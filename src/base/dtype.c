@@ -1,6 +1,7 @@
 /* Block layouts are those of GGUF:
  * q8_0: f16 scale d, 32 int8 q: x = d * q.   Source: the GGUF format, ggml-common.h block_q8_0.
- * q4_0: f16 scale d, 16 bytes: low nibbles are elements 0..15, high nibbles 16..31: x = d * (q - 8). */
+ * q4_0: f16 scale d, 16 bytes: low nibbles are elements 0..15, high nibbles 16..31: x = d * (q -
+ * 8). */
 #include "base/dtype.h"
 
 #include <math.h>
@@ -149,11 +150,12 @@ int sh_dtype_by_gguf_id(uint32_t id)
 const char *sh_gguf_type_name(uint32_t id)
 {
     static const char *const name[] = {
-        "f32",     "f16",     "q4_0",    "q4_1",    "q4_2",   "q4_3",   "q5_0",    "q5_1",
-        "q8_0",    "q8_1",    "q2_k",    "q3_k",    "q4_k",   "q5_k",   "q6_k",    "q8_k",
-        "iq2_xxs", "iq2_xs",  "iq3_xxs", "iq1_s",   "iq4_nl", "iq3_s",  "iq2_s",   "iq4_xs",
-        "i8",      "i16",     "i32",     "i64",     "f64",    "iq1_m",  "bf16",    "q4_0_4_4",
-        "q4_0_4_8", "q4_0_8_8", "tq1_0", "tq2_0",   "iq4_nl_4_4", "iq4_nl_4_8", "iq4_nl_8_8", "mxfp4",
+        "f32",   "f16",        "q4_0",       "q4_1",       "q4_2",     "q4_3",     "q5_0",
+        "q5_1",  "q8_0",       "q8_1",       "q2_k",       "q3_k",     "q4_k",     "q5_k",
+        "q6_k",  "q8_k",       "iq2_xxs",    "iq2_xs",     "iq3_xxs",  "iq1_s",    "iq4_nl",
+        "iq3_s", "iq2_s",      "iq4_xs",     "i8",         "i16",      "i32",      "i64",
+        "f64",   "iq1_m",      "bf16",       "q4_0_4_4",   "q4_0_4_8", "q4_0_8_8", "tq1_0",
+        "tq2_0", "iq4_nl_4_4", "iq4_nl_4_8", "iq4_nl_8_8", "mxfp4",
     };
     return id < sizeof name / sizeof *name ? name[id] : NULL;
 }

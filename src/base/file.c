@@ -65,7 +65,8 @@ sh_err sh_file_read_text(char **out, size_t *n, const char *path, size_t max_byt
         if (got == 0) break;
         len += (size_t)got;
         if (len > max_bytes) {
-            err = sh_fail(SH_EFILE, "%s: more than %zu bytes, the most this reads", path, max_bytes);
+            err =
+                sh_fail(SH_EFILE, "%s: more than %zu bytes, the most this reads", path, max_bytes);
             goto out;
         }
     }

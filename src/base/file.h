@@ -20,8 +20,8 @@ sh_err sh_file_open(sh_file *f, const char *path);
 /** Accepts a zeroed or closed file. */
 void sh_file_close(sh_file *f);
 
-/** Reads a whole small text file ("-" is stdin) into *out, NUL-terminated, *n bytes without the NUL;
- *  free(*out). SH_EFILE: missing, unreadable, or larger than max_bytes. */
+/** Reads a whole small text file ("-" is stdin) into *out, NUL-terminated, *n bytes without the
+ * NUL; free(*out). SH_EFILE: missing, unreadable, or larger than max_bytes. */
 sh_err sh_file_read_text(char **out, size_t *n, const char *path, size_t max_bytes);
 
 #endif

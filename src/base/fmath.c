@@ -1,7 +1,8 @@
 /* Only + - * / and exact scaling: the compiler may not fuse them (-ffp-contract=off). */
 #include "base/fmath.h"
 
-/* fdlibm's split of ln 2 and pi/2 into parts with trailing zeros, so that n times the first is exact. */
+/* fdlibm's split of ln 2 and pi/2 into parts with trailing zeros, so that n times the first is
+ * exact. */
 static const double ln2_hi = 6.93147180369123816490e-01, ln2_lo = 1.90821492927058770002e-10;
 static const double pio2_1 = 1.57079632673412561417e+00, pio2_2 = 6.07710050630396597660e-11,
                     pio2_3 = 2.02226624871116645580e-21;
@@ -46,9 +47,17 @@ void sh_sincos(double x, double *sin, double *cos)
         s += st;
     }
     switch ((long long)n & 3) {
-    case 0: *sin = s, *cos = c; break;
-    case 1: *sin = c, *cos = -s; break;
-    case 2: *sin = -s, *cos = -c; break;
-    default: *sin = -c, *cos = s; break;
+    case 0:
+        *sin = s, *cos = c;
+        break;
+    case 1:
+        *sin = c, *cos = -s;
+        break;
+    case 2:
+        *sin = -s, *cos = -c;
+        break;
+    default:
+        *sin = -c, *cos = s;
+        break;
     }
 }

@@ -1,5 +1,6 @@
-/* Elementary functions that give the same bits on every machine, since the C library's do not: built
- * from operations that IEEE 754 rounds exactly. Used with the floating point of sh_cpu_enter. */
+/* Elementary functions that give the same bits on every machine, since the C library's do not:
+ * built from operations that IEEE 754 rounds exactly. Used with the floating point of sh_cpu_enter.
+ */
 #ifndef SH_BASE_FMATH_H
 #define SH_BASE_FMATH_H
 
@@ -9,7 +10,8 @@
 
 /* e^x in float32, within 2 units in the last place. Below -87 it is 0, above 88.7 infinity.
  * n = round(x / ln 2) by the 1.5 * 2^23 trick; r = x - n ln 2 in two parts (Cody & Waite 1980); a
- * polynomial of degree 6 in r (Taylor coefficients, |r| <= 0.35); times 2^n through the exponent. */
+ * polynomial of degree 6 in r (Taylor coefficients, |r| <= 0.35); times 2^n through the exponent.
+ */
 static inline float sh_expf(float x)
 {
     if (x != x) return x;

@@ -7,7 +7,8 @@ typedef enum sh_log_level { SH_LOG_ERROR, SH_LOG_WARN, SH_LOG_INFO, SH_LOG_DEBUG
 /** Lines above `level` are dropped; SH_LOG_WARN at the start. */
 void sh_log_set_level(sh_log_level level);
 
-/** What each line begins with, e.g. "worker 127.0.0.1:5000"; at most 63 bytes; "shoal" at the start. */
+/** What each line begins with, e.g. "worker 127.0.0.1:5000"; at most 63 bytes; "shoal" at the
+ * start. */
 void sh_log_set_name(const char *name);
 
 /** One line "name: text". Safe from every thread. */

@@ -17,7 +17,8 @@ sh_err sh_alloc(void *out, size_t n, size_t size, const char *what)
         return sh_fail(SH_ENOMEM, "%s: the size overflows (%zu times %zu bytes)", what, n, size);
     bool large = bytes >= (size_t)4 << 20; /* worth huge pages */
     if (posix_memalign(&p, large ? (size_t)2 << 20 : 64, bytes ? bytes : 64))
-        return sh_fail(SH_ENOMEM, "%s needs %zu bytes, which the system does not have", what, bytes);
+        return sh_fail(SH_ENOMEM, "%s needs %zu bytes, which the system does not have", what,
+                       bytes);
     if (large) madvise(p, bytes, MADV_HUGEPAGE);
     memset(p, 0, bytes ? bytes : 64);
     *(void **)out = p;
@@ -30,7 +31,8 @@ sh_err sh_map(void *out, size_t bytes, const char *what)
     void *p = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
-        return sh_fail(SH_ENOMEM, "%s needs %zu bytes, which the system does not have", what, bytes);
+        return sh_fail(SH_ENOMEM, "%s needs %zu bytes, which the system does not have", what,
+                       bytes);
     madvise(p, bytes, MADV_HUGEPAGE);
     *(void **)out = p;
     return SH_OK;
@@ -66,8 +68,8 @@ size_t sh_memory_used_bytes(void)
     return resident * (size_t)sysconf(_SC_PAGESIZE);
 }
 
-/* The number after `key` in a file of lines "key value"; `none` if it is not there. An empty key: the
- * file begins with the number. */
+/* The number after `key` in a file of lines "key value"; `none` if it is not there. An empty key:
+ * the file begins with the number. */
 static size_t number_in(const char *path, const char *key, size_t none)
 {
     char line[256];

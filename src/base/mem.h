@@ -28,8 +28,8 @@ sh_err sh_grow(void *p, size_t *cap, size_t want, size_t size, const char *what)
 /** Physical memory this process has in use, bytes; 0 if unknown. */
 size_t sh_memory_used_bytes(void);
 
-/** Physical memory this process could still get: what the system has available, or the control group
- *  (version 2) or its parents leave, whichever is less; 0 if unknown. */
+/** Physical memory this process could still get: what the system has available, or the control
+ * group (version 2) or its parents leave, whichever is less; 0 if unknown. */
 size_t sh_memory_free_bytes(void);
 
 #endif

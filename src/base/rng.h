@@ -1,6 +1,6 @@
-/* A counter-based generator: the number depends on the key and the counter alone, so that a draw can be
- * repeated anywhere. Philox4x32-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
- * SC 2011. */
+/* A counter-based generator: the number depends on the key and the counter alone, so that a draw
+ * can be repeated anywhere. Philox4x32-10, Salmon et al., "Parallel random numbers: as easy as 1,
+ * 2, 3", SC 2011. */
 #ifndef SH_BASE_RNG_H
 #define SH_BASE_RNG_H
 

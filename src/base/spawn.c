@@ -93,14 +93,15 @@ void sh_child_kill(pid_t *pid)
 {
     if (*pid <= 0) return;
     kill(*pid, SIGKILL);
-    while (waitpid(*pid, NULL, 0) < 0 && errno == EINTR) {}
+    while (waitpid(*pid, NULL, 0) < 0 && errno == EINTR) {
+    }
     *pid = 0;
 }
 
 void sh_child_wait(pid_t *pid, int timeout_ms)
 {
     char how[64];
-    for (int t = 0; t < timeout_ms && *pid > 0; t += 2) {
+    for (int t = 0; t<timeout_ms && * pid> 0; t += 2) {
         if (sh_child_ended(pid, how, sizeof how)) return;
         nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
     }

@@ -25,8 +25,8 @@ struct sh_pool {
     void (*fn)(void *, int, int);
     void *arg;
     bool stop;
-    _Alignas(64) atomic_uint go;     /* counts regions; the others wait for it to change */
-    _Alignas(64) atomic_uint done;   /* threads that have ended the region */
+    _Alignas(64) atomic_uint go;      /* counts regions; the others wait for it to change */
+    _Alignas(64) atomic_uint done;    /* threads that have ended the region */
     _Alignas(64) atomic_int sleepers; /* threads asleep on go or done */
     pthread_t *thread;
     thread_arg *args;

@@ -14,8 +14,8 @@ sh_err sh_pool_open(sh_pool **out, int n_thread, const int *cpu, int spin);
 void sh_pool_close(sh_pool *p);
 int sh_pool_n_thread(const sh_pool *p);
 
-/** Runs fn(arg, i, n_thread) on every thread i and returns when all have. fn's floating point is set
- *  as by sh_cpu_enter. From one thread at a time. */
+/** Runs fn(arg, i, n_thread) on every thread i and returns when all have. fn's floating point is
+ * set as by sh_cpu_enter. From one thread at a time. */
 void sh_pool_run(sh_pool *p, void (*fn)(void *arg, int thread, int n_thread), void *arg);
 
 /** Thread `i` of `n` does the items [*lo, *hi) of n_item. */

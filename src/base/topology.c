@@ -40,20 +40,6 @@ int sh_cpu_cores(int *cpu, int max)
     return n;
 }
 
-void sh_cpu_name(char *out, size_t cap)
-{
-    char line[256];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    *out = 0;
-    while (f && !*out && fgets(line, sizeof line, f)) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || !colon) continue;
-        line[strcspn(line, "\n")] = 0;
-        snprintf(out, cap, "%s", colon + 1 + strspn(colon + 1, " "));
-    }
-    if (f) fclose(f);
-}
-
 void sh_cpu_bind(int cpu)
 {
     if (cpu < 0 || cpu >= CPU_SETSIZE) return;

@@ -1,8 +1,9 @@
 /* shoal bench: how fast, and how fast it could be at most. Written against shoal.h alone.
  *
- * A prompt is timed from its submission to its first token. Decoding is timed from the step in which the
- * last of its sequences got its first token, for as many steps as were asked for. Every row has the
- * ceiling that this machine's cores set it, measured before and after the tests (bench/README.md). */
+ * A prompt is timed from its submission to its first token. Decoding is timed from the step in
+ * which the last of its sequences got its first token, for as many steps as were asked for. Every
+ * row has the ceiling that this machine's cores set it, measured before and after the tests
+ * (bench/README.md). */
 #define _GNU_SOURCE
 #include <jansson.h>
 #include <math.h>
@@ -73,10 +74,14 @@ static sh_err read_list(list *out, const char *flag, const char *text, int min, 
         char *end;
         long v = strtol(p, &end, 10);
         if (end == p || (*end && *end != ','))
-            return sh_fail(SH_EARG, "%s is '%s', but must be whole numbers with commas between them", flag, text);
+            return sh_fail(SH_EARG,
+                           "%s is '%s', but must be whole numbers with commas between them", flag,
+                           text);
         if (v < min || v > max)
-            return sh_fail(SH_EARG, "%s has %ld, but must have numbers from %d to %d", flag, v, min, max);
-        if (out->n == MAX_LIST) return sh_fail(SH_EARG, "%s has more than %d numbers", flag, MAX_LIST);
+            return sh_fail(SH_EARG, "%s has %ld, but must have numbers from %d to %d", flag, v, min,
+                           max);
+        if (out->n == MAX_LIST)
+            return sh_fail(SH_EARG, "%s has more than %d numbers", flag, MAX_LIST);
         out->v[out->n++] = (int)v;
         p = *end ? end + 1 : end;
     }
@@ -241,7 +246,8 @@ static sh_err run_row(bench *b, row *r)
     double tps;
     test_name(name, r);
     for (int i = -1; i < b->opt->repeat; i++) { /* the first is a warm-up */
-        if (b->terminal) fprintf(stderr, "\r\033[K%s @ %d: %d of %d", name, r->depth, i + 1, b->opt->repeat);
+        if (b->terminal)
+            fprintf(stderr, "\r\033[K%s @ %d: %d of %d", name, r->depth, i + 1, b->opt->repeat);
         SH_TRY(run_once(b, r, &tps));
         if (i >= 0) r->tps[i] = tps;
     }
@@ -262,7 +268,8 @@ static double ceiling_tps(const row *r, const shoal_ceiling *c)
     /* a prompt's tokens share what they read, KV too; sequences share the weights only */
     double n_kv = r->kind == PROMPT ? 1 : r->n_seq;
     double kv_pos = r->kind == PROMPT ? r->depth + r->n : r->positions;
-    double bytes = (double)i->layer_bytes + (double)i->head_bytes + n_kv * kv_pos * (double)i->pos_bytes;
+    double bytes =
+        (double)i->layer_bytes + (double)i->head_bytes + n_kv * kv_pos * (double)i->pos_bytes;
     double ops = n_tok * ((double)i->layer_ops + r->positions * (double)i->pos_ops) +
                  n_head * (double)i->head_ops;
     double read_s = bytes / c->read_bytes_per_s, ops_s = ops / rate;
@@ -299,13 +306,15 @@ static void print_json(bench *b, const row *r)
     char name[32];
     const shoal_info *i = &r->info;
     test_name(name, r);
-    json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:s, s:s}",
-                          "test", name, "model", b->model, "type", i->type, "threads", i->n_thread, "ranks",
-                          i->n_rank, "stages", i->n_stage, "depth", r->depth, "batch", r->n_seq, "tps",
-                          round_to(r->mean, 1e-3), "stddev", round_to(r->stddev, 1e-3), "ceiling_tps",
-                          round_to(r->ceiling, 1e-3), "ratio", round_to(ratio(r), 1e-4), "median",
-                          round_to(r->median, 1e-3), "min", round_to(r->min, 1e-3), "max",
-                          round_to(r->max, 1e-3), "cpu", i->cpu, "arith", i->arith, "kv", i->kv);
+    json_t *j =
+        json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, "
+                  "s:s, s:s, s:s}",
+                  "test", name, "model", b->model, "type", i->type, "threads", i->n_thread, "ranks",
+                  i->n_rank, "stages", i->n_stage, "depth", r->depth, "batch", r->n_seq, "tps",
+                  round_to(r->mean, 1e-3), "stddev", round_to(r->stddev, 1e-3), "ceiling_tps",
+                  round_to(r->ceiling, 1e-3), "ratio", round_to(ratio(r), 1e-4), "median",
+                  round_to(r->median, 1e-3), "min", round_to(r->min, 1e-3), "max",
+                  round_to(r->max, 1e-3), "cpu", i->cpu, "arith", i->arith, "kv", i->kv);
     char *text = j ? json_dumps(j, JSON_REAL_PRECISION(9)) : NULL;
     printf("%s  %s", b->printed ? ",\n" : "[\n", text ? text : "null");
     free(text);
@@ -318,11 +327,12 @@ static void print_csv(bench *b, const row *r)
     const shoal_info *i = &r->info;
     test_name(name, r);
     if (!b->printed)
-        puts("test,model,type,threads,ranks,stages,depth,batch,tps,stddev,ceiling_tps,ratio,median,min,max,cpu,"
+        puts("test,model,type,threads,ranks,stages,depth,batch,tps,stddev,ceiling_tps,ratio,median,"
+             "min,max,cpu,"
              "arith,kv");
-    printf("%s,%s,%s,%d,%d,%d,%d,%d,%.3f,%.3f,%.3f,%.4f,%.3f,%.3f,%.3f,%s,%s,%s\n", name, b->model, i->type,
-           i->n_thread, i->n_rank, i->n_stage, r->depth, r->n_seq, r->mean, r->stddev, r->ceiling, ratio(r),
-           r->median, r->min, r->max, i->cpu, i->arith, i->kv);
+    printf("%s,%s,%s,%d,%d,%d,%d,%d,%.3f,%.3f,%.3f,%.4f,%.3f,%.3f,%.3f,%s,%s,%s\n", name, b->model,
+           i->type, i->n_thread, i->n_rank, i->n_stage, r->depth, r->n_seq, r->mean, r->stddev,
+           r->ceiling, ratio(r), r->median, r->min, r->max, i->cpu, i->arith, i->kv);
 }
 
 static void print_md(bench *b, const row *r)
@@ -335,12 +345,13 @@ static void print_md(bench *b, const row *r)
     if (!b->printed)
         printf("| %-16s | %-5s | %-6s | %7s | %5s | %6s | %-14s | %17s | %9s | %9s | %5s |\n"
                "| %s | %s | %s | %s: | %s: | %s: | %s | %s: | %s: | %s: | %s: |\n",
-               "model", "type", "cpu", "threads", "ranks", "stages", "test", "tok/s", "median", "ceiling", "ratio",
-               "----------------", "-----", "------", "------", "----", "-----", "--------------",
-               "----------------", "--------", "--------", "----");
+               "model", "type", "cpu", "threads", "ranks", "stages", "test", "tok/s", "median",
+               "ceiling", "ratio", "----------------", "-----", "------", "------", "----", "-----",
+               "--------------", "----------------", "--------", "--------", "----");
     /* "±" takes two bytes and one column */
-    printf("| %-16s | %-5s | %-6s | %7d | %5d | %6d | %-14s | %18s | %9.2f | %9.2f | %5.3f |\n", b->model, i->type,
-           i->cpu, i->n_thread, i->n_rank, i->n_stage, name, speed, r->median, r->ceiling, ratio(r));
+    printf("| %-16s | %-5s | %-6s | %7d | %5d | %6d | %-14s | %18s | %9.2f | %9.2f | %5.3f |\n",
+           b->model, i->type, i->cpu, i->n_thread, i->n_rank, i->n_stage, name, speed, r->median,
+           r->ceiling, ratio(r));
 }
 
 static void print_row(bench *b, const row *r)
@@ -364,7 +375,8 @@ static void print_ceiling(const bench *b, const shoal_ceiling *c)
     shoal_get_info(b->engine, &i);
     sh_cpu_name(cpu, sizeof cpu);
     fprintf(stderr,
-            "shoal bench: %s; %d threads read %.2f GB/s and compute %.1f GOP/s for prompts (%s), %.1f for "
+            "shoal bench: %s; %d threads read %.2f GB/s and compute %.1f GOP/s for prompts (%s), "
+            "%.1f for "
             "sampled tokens; loaded in %.2f s; memory %.1f MiB\n",
             cpu, c->n_thread, c->read_bytes_per_s / 1e9, c->prompt_ops_per_s / 1e9, i.arith,
             c->sampled_ops_per_s / 1e9, i.load_s, (double)i.memory_bytes / 1048576.0);
@@ -381,7 +393,8 @@ static void add_row(bench *b, test_kind kind, int n, int n_seq, int depth)
 static sh_err list_tests(bench *b)
 {
     const options *o = b->opt;
-    size_t most = (size_t)o->n_depth.n * (size_t)(o->n_prompt.n + o->n_decode.n * (1 + o->n_batch.n));
+    size_t most =
+        (size_t)o->n_depth.n * (size_t)(o->n_prompt.n + o->n_decode.n * (1 + o->n_batch.n));
     SH_TRY(sh_alloc(&b->row, most, sizeof *b->row, "the tests"));
     for (int d = 0; d < o->n_depth.n; d++) {
         int depth = o->n_depth.v[d];
@@ -442,11 +455,13 @@ out:
 static sh_err check(options *o, char path[256])
 {
     SH_TRY(read_lists(o));
-    if (strcmp(o->output, "md") != 0 && strcmp(o->output, "csv") != 0 && strcmp(o->output, "json") != 0)
+    if (strcmp(o->output, "md") != 0 && strcmp(o->output, "csv") != 0 &&
+        strcmp(o->output, "json") != 0)
         return sh_fail(SH_EARG, "an output of kind '%s': give md, csv or json (-o)", o->output);
     if (o->shape && o->engine.model) return sh_fail(SH_EARG, "give -m or --shape, not both");
     if (!o->shape && !o->engine.model)
-        return sh_fail(SH_EARG, "give the model with -m FILE, or --shape NAME; see shoal bench --help");
+        return sh_fail(SH_EARG,
+                       "give the model with -m FILE, or --shape NAME; see shoal bench --help");
     if (o->shape) {
         snprintf(path, 256, "shape:%s:%s", o->shape, o->type);
         o->engine.model = path;
@@ -457,35 +472,48 @@ static sh_err check(options *o, char path[256])
 
 static int command(int argc, char **argv)
 {
-    options o = {.type = "q8_0", .output = "md", .prompt = "512", .decode = "128", .depth = "0", .batch = "",
-                 .thread = "0", .repeat = 5};
+    options o = {.type = "q8_0",
+                 .output = "md",
+                 .prompt = "512",
+                 .decode = "128",
+                 .depth = "0",
+                 .batch = "",
+                 .thread = "0",
+                 .repeat = 5};
     shoal_options *e = &o.engine;
     char path[256];
     const sh_flag flags[] = {
         {"-m, --model", "FILE", SH_FLAG_STR, &e->model, 0, 0, "the model file (GGUF)"},
-        {"--shape", "NAME", SH_FLAG_STR, &o.shape, 0, 0, "random weights in the shape of a known model"},
+        {"--shape", "NAME", SH_FLAG_STR, &o.shape, 0, 0,
+         "random weights in the shape of a known model"},
         {"--type", "TYPE", SH_FLAG_STR, &o.type, 0, 0, "type of the weights of a shape"},
-        {"-p, --n-prompt", "N,...", SH_FLAG_STR, &o.prompt, 0, 0, "tokens of a prompt; 0: no such test"},
+        {"-p, --n-prompt", "N,...", SH_FLAG_STR, &o.prompt, 0, 0,
+         "tokens of a prompt; 0: no such test"},
         {"-n, --n-gen", "N,...", SH_FLAG_STR, &o.decode, 0, 0, "tokens to decode; 0: no such test"},
-        {"-d, --n-depth", "N,...", SH_FLAG_STR, &o.depth, 0, 0, "positions that are in the cache before"},
+        {"-d, --n-depth", "N,...", SH_FLAG_STR, &o.depth, 0, 0,
+         "positions that are in the cache before"},
         {"-b, --batch", "N,...", SH_FLAG_STR, &o.batch, 0, 0, "also decode N sequences at once"},
-        {"-ub, --batch-size", "N", SH_FLAG_INT, &e->n_batch, 0, 65536, "prompt tokens in one step; 0: 512"},
+        {"-ub, --batch-size", "N", SH_FLAG_INT, &e->n_batch, 0, 65536,
+         "prompt tokens in one step; 0: 512"},
         {"-t, --threads", "N,...", SH_FLAG_STR, &o.thread, 0, 0,
          "threads of each rank; 0: the cores, shared out"},
-        {"-r, --repetitions", "N", SH_FLAG_INT, &o.repeat, 1, MAX_REPEAT, "measurements of each test"},
+        {"-r, --repetitions", "N", SH_FLAG_INT, &o.repeat, 1, MAX_REPEAT,
+         "measurements of each test"},
         {"--tp", "N", SH_FLAG_INT, &e->n_rank, 0, 8, "ranks that share every layer, on this host"},
-        {"--ring", "N", SH_FLAG_INT, &e->n_ring, 0, 17, "nodes that share the layers, on this host"},
+        {"--ring", "N", SH_FLAG_INT, &e->n_ring, 0, 17,
+         "nodes that share the layers, on this host"},
         {"--arith", "NAME", SH_FLAG_STR, &e->arith, 0, 0,
          "arithmetic of prompts with quantised weights: auto, int8, bf16"},
-        {"--cpu", "NAME", SH_FLAG_STR, &o.cpu, 0, 0, "the best instruction set to use; see shoal inspect --kernels"},
+        {"--cpu", "NAME", SH_FLAG_STR, &o.cpu, 0, 0,
+         "the best instruction set to use; see shoal inspect --kernels"},
         {"--kv", "TYPE", SH_FLAG_STR, &e->kv, 0, 0, "type of the KV cache: f16, f32, bf16"},
         {"-o, --output", "KIND", SH_FLAG_STR, &o.output, 0, 0, "md, csv or json"},
         {"-v, --verbose", NULL, SH_FLAG_BOOL, &o.verbose, 0, 0, "say more on stderr"},
     };
     bool help;
     int n_arg;
-    sh_err err = sh_flags_parse("shoal bench (-m FILE | --shape NAME) [flags]", flags, sizeof flags / sizeof *flags,
-                                argc, argv, NULL, 0, &n_arg, &help);
+    sh_err err = sh_flags_parse("shoal bench (-m FILE | --shape NAME) [flags]", flags,
+                                sizeof flags / sizeof *flags, argc, argv, NULL, 0, &n_arg, &help);
     if (err == SH_OK && help) return 0;
     sh_log_set_level(o.verbose ? SH_LOG_INFO : SH_LOG_WARN);
     if (err == SH_OK) err = check(&o, path);

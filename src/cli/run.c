@@ -68,8 +68,8 @@ typedef struct run {
 
 static volatile sig_atomic_t generating, interrupted;
 
-/* The first Ctrl-C ends the run in order; where there is nothing to end, or the second time, at once:
- * ranks and local nodes end with this process. */
+/* The first Ctrl-C ends the run in order; where there is nothing to end, or the second time, at
+ * once: ranks and local nodes end with this process. */
 static void on_signal(int sig)
 {
     if (!generating || interrupted) _exit(128 + sig);
@@ -92,13 +92,15 @@ static sh_err split_paragraphs(run *r, char *text, size_t n)
     while (at < n) {
         while (at < n && (text[at] == '\n' || text[at] == '\r')) at++;
         size_t end = at;
-        while (end < n && !(text[end] == '\n' && (end + 1 == n || text[end + 1] == '\n' ||
-                                                  (text[end + 1] == '\r' && text[end + 2] == '\n'))))
+        while (end < n &&
+               !(text[end] == '\n' && (end + 1 == n || text[end + 1] == '\n' ||
+                                       (text[end + 1] == '\r' && text[end + 2] == '\n'))))
             end++;
         size_t last = end;
         while (last > at && (text[last - 1] == '\r' || text[last - 1] == '\n')) last--;
         if (last > at) {
-            SH_TRY(sh_grow(&r->prompt, &cap, (size_t)r->n_prompt + 1, sizeof *r->prompt, "the prompts"));
+            SH_TRY(sh_grow(&r->prompt, &cap, (size_t)r->n_prompt + 1, sizeof *r->prompt,
+                           "the prompts"));
             r->prompt[r->n_prompt++] = (prompt){.text = text + at, .n = last - at};
         }
         at = end;
@@ -110,7 +112,8 @@ static sh_err read_prompts(run *r)
 {
     const options *o = r->opt;
     size_t n;
-    if (o->prompt && o->file) return sh_fail(SH_EARG, "give -p or -f, not both; see shoal run --help");
+    if (o->prompt && o->file)
+        return sh_fail(SH_EARG, "give -p or -f, not both; see shoal run --help");
     if (!o->prompt && !o->file)
         return sh_fail(SH_EARG, "give a prompt with -p TEXT, or a file of them with -f FILE");
     if (o->prompt) {
@@ -120,7 +123,8 @@ static sh_err read_prompts(run *r)
     }
     SH_TRY(sh_file_read_text(&r->text, &n, o->file, MAX_PROMPT_BYTES));
     SH_TRY(split_paragraphs(r, r->text, n));
-    if (r->n_prompt == 0) return sh_fail(SH_EARG, "%s: no prompt in the file; write one per paragraph", o->file);
+    if (r->n_prompt == 0)
+        return sh_fail(SH_EARG, "%s: no prompt in the file; write one per paragraph", o->file);
     return SH_OK;
 }
 
@@ -160,7 +164,8 @@ static sh_err make_valid(sample *q)
     return SH_OK;
 }
 
-/* Prints what may be printed: the sample whose turn it is, and those that ended before their turn. */
+/* Prints what may be printed: the sample whose turn it is, and those that ended before their turn.
+ */
 static sh_err flush_samples(run *r)
 {
     const options *o = r->opt;
@@ -240,30 +245,35 @@ static void figures(const run *r)
         if (i == 0 || (q->first_s > 0 && q->first_s < first_s)) first_s = q->first_s;
         if (o->verbose && q->done)
             fprintf(stderr,
-                    "shoal: sample %d: %zu tokens, %s, first token %.1f ms, %.1f tok/s, hash %s, logits "
+                    "shoal: sample %d: %zu tokens, %s, first token %.1f ms, %.1f tok/s, hash %s, "
+                    "logits "
                     "%016llx\n",
                     i, q->n_token, shoal_finish_name(q->finish), q->first_s * 1e3,
-                    q->decode_s > 0 && q->n_token > 1 ? (double)(q->n_token - 1) / q->decode_s : 0.0,
+                    q->decode_s > 0 && q->n_token > 1 ? (double)(q->n_token - 1) / q->decode_s
+                                                      : 0.0,
                     q->hash, (unsigned long long)q->logits_hash);
     }
     fprintf(stderr,
-            "shoal: prompt %llu tokens, %.1f tok/s; decode %llu tokens, %.1f tok/s; first token %.1f ms; "
+            "shoal: prompt %llu tokens, %.1f tok/s; decode %llu tokens, %.1f tok/s; first token "
+            "%.1f ms; "
             "memory %.1f MiB; seed %lld; hash",
             (unsigned long long)stats.n_prompt_token,
             stats.prompt_s > 0 ? (double)stats.n_prompt_token / stats.prompt_s : 0.0,
             (unsigned long long)stats.n_sampled_token,
-            stats.decode_s > 0 ? (double)stats.n_sampled_token / stats.decode_s : 0.0, first_s * 1e3,
-            (double)info.memory_bytes / 1048576.0, (long long)o->seed);
+            stats.decode_s > 0 ? (double)stats.n_sampled_token / stats.decode_s : 0.0,
+            first_s * 1e3, (double)info.memory_bytes / 1048576.0, (long long)o->seed);
     for (int i = 0; i < r->n_sample; i++)
         if (r->sample[i].done) fprintf(stderr, " %s", r->sample[i].hash);
     fputc('\n', stderr);
     if (o->verbose)
-        fprintf(stderr,
-                "shoal: %s, %d layers, %d stages of %d ranks of %d threads, prompts %s, KV %s, context %d, "
-                "weights here %.1f MiB, loaded in %.2f s, %llu steps, at most %u under way at once\n",
-                info.family, info.n_layer, info.n_stage, info.n_rank, info.n_thread, info.arith, info.kv,
-                info.n_ctx, (double)info.weight_bytes / 1048576.0, info.load_s,
-                (unsigned long long)stats.n_step, stats.max_in_flight);
+        fprintf(
+            stderr,
+            "shoal: %s, %d layers, %d stages of %d ranks of %d threads, prompts %s, KV %s, context "
+            "%d, "
+            "weights here %.1f MiB, loaded in %.2f s, %llu steps, at most %u under way at once\n",
+            info.family, info.n_layer, info.n_stage, info.n_rank, info.n_thread, info.arith,
+            info.kv, info.n_ctx, (double)info.weight_bytes / 1048576.0, info.load_s,
+            (unsigned long long)stats.n_step, stats.max_in_flight);
 }
 
 /* ---- the run ---- */
@@ -305,8 +315,8 @@ static sh_err drive(run *r)
         if (e.kind == SHOAL_IDLE) break;
         SH_GOTO(take_event(r, &e));
         if (r->opt->json || r->printing > 0) {
-            snprintf(line, sizeof line, "%zu tokens, %d of %d samples done", r->n_token, r->printing,
-                     r->n_sample);
+            snprintf(line, sizeof line, "%zu tokens, %d of %d samples done", r->n_token,
+                     r->printing, r->n_sample);
             if (r->opt->json) progress(r, line);
         }
     }
@@ -365,7 +375,8 @@ static int command(int argc, char **argv)
     const sh_flag flags[] = {
         {"-m, --model", "FILE", SH_FLAG_STR, &e->model, 0, 0, "the model file (GGUF)"},
         {"-p, --prompt", "TEXT", SH_FLAG_STR, &o.prompt, 0, 0, "the prompt"},
-        {"-f, --file", "FILE", SH_FLAG_STR, &o.file, 0, 0, "a file with a prompt per paragraph; - is stdin"},
+        {"-f, --file", "FILE", SH_FLAG_STR, &o.file, 0, 0,
+         "a file with a prompt per paragraph; - is stdin"},
         {"-n, --n-predict", "N", SH_FLAG_INT, &o.n_predict, -1, 1 << 28,
          "tokens of a sample at most; -1: until the context is full"},
         {"-c, --ctx-size", "N", SH_FLAG_INT, &e->n_ctx, 0, 1 << 28,
@@ -377,28 +388,37 @@ static int command(int argc, char **argv)
         {"-np, --parallel", "N", SH_FLAG_INT, &e->n_slot, 0, 256,
          "sequences at once; 0: all samples, at most 32"},
         {"--n-samples", "N", SH_FLAG_INT, &o.n_sample, 1, 1 << 16, "samples of each prompt"},
-        {"-s, --seed", "N", SH_FLAG_I64, &o.seed, -1, 9e18, "seed of the sampling; -1: a random one"},
+        {"-s, --seed", "N", SH_FLAG_I64, &o.seed, -1, 9e18,
+         "seed of the sampling; -1: a random one"},
         {"--temp", "F", SH_FLAG_FLOAT, &o.temp, 0, 1e6, "temperature; 0: greedy"},
-        {"--top-k", "N", SH_FLAG_INT, &o.top_k, 0, 1 << 28, "sample from the N best tokens; 0: all"},
-        {"--top-p", "F", SH_FLAG_FLOAT, &o.top_p, 0, 1, "sample from the best that make up F; 1: all"},
-        {"--min-p", "F", SH_FLAG_FLOAT, &o.min_p, 0, 1, "sample from those F times as likely as the best"},
-        {"--repeat-penalty", "F", SH_FLAG_FLOAT, &o.repeat_penalty, 0, 1e6, "of repeated tokens; 1: none"},
+        {"--top-k", "N", SH_FLAG_INT, &o.top_k, 0, 1 << 28,
+         "sample from the N best tokens; 0: all"},
+        {"--top-p", "F", SH_FLAG_FLOAT, &o.top_p, 0, 1,
+         "sample from the best that make up F; 1: all"},
+        {"--min-p", "F", SH_FLAG_FLOAT, &o.min_p, 0, 1,
+         "sample from those F times as likely as the best"},
+        {"--repeat-penalty", "F", SH_FLAG_FLOAT, &o.repeat_penalty, 0, 1e6,
+         "of repeated tokens; 1: none"},
         {"--repeat-last-n", "N", SH_FLAG_INT, &o.repeat_last_n, -1, 1 << 28,
          "tokens the penalty looks back on; -1: all"},
         {"-r, --stop, --reverse-prompt", "TEXT", SH_FLAG_STRS, &o.stop, 0, 0,
          "a text that ends a sample; may be given several times"},
-        {"--ignore-eos", NULL, SH_FLAG_BOOL, &o.ignore_eos, 0, 0, "go on where the model ends the text"},
+        {"--ignore-eos", NULL, SH_FLAG_BOOL, &o.ignore_eos, 0, 0,
+         "go on where the model ends the text"},
         {"--no-parse-special", NULL, SH_FLAG_NO, &o.special, 0, 0,
          "read the names of control tokens in prompts as plain text"},
         {"--tp", "N", SH_FLAG_INT, &e->n_rank, 0, 8, "ranks that share every layer, on this host"},
-        {"--ring", "N", SH_FLAG_INT, &e->n_ring, 0, 17, "nodes that share the layers, on this host"},
+        {"--ring", "N", SH_FLAG_INT, &e->n_ring, 0, 17,
+         "nodes that share the layers, on this host"},
         {"--nodes", "FILE", SH_FLAG_STR, &e->nodes, 0, 0, "the nodes of a ring over hosts (JSON)"},
         {"--arith", "NAME", SH_FLAG_STR, &e->arith, 0, 0,
          "arithmetic of prompts with quantised weights: auto, int8, bf16"},
-        {"--cpu", "NAME", SH_FLAG_STR, &o.cpu, 0, 0, "the best instruction set to use; see shoal inspect --kernels"},
+        {"--cpu", "NAME", SH_FLAG_STR, &o.cpu, 0, 0,
+         "the best instruction set to use; see shoal inspect --kernels"},
         {"--kv", "TYPE", SH_FLAG_STR, &e->kv, 0, 0, "type of the KV cache: f16, f32, bf16"},
         {"--echo", NULL, SH_FLAG_BOOL, &o.echo, 0, 0, "print the prompt before the text"},
-        {"-o, --output", "KIND", SH_FLAG_STR, &o.output, 0, 0, "text, or json: one line per sample"},
+        {"-o, --output", "KIND", SH_FLAG_STR, &o.output, 0, 0,
+         "text, or json: one line per sample"},
         {"-v, --verbose", NULL, SH_FLAG_BOOL, &o.verbose, 0, 0, "say more on stderr"},
     };
     bool help;
@@ -407,11 +427,13 @@ static int command(int argc, char **argv)
                                 sizeof flags / sizeof *flags, argc, argv, NULL, 0, &n_arg, &help);
     if (err == SH_OK && help) return 0;
     o.json = strcmp(o.output, "json") == 0;
-    if (err == SH_OK && !e->model) err = sh_fail(SH_EARG, "give the model with -m FILE; see shoal run --help");
+    if (err == SH_OK && !e->model)
+        err = sh_fail(SH_EARG, "give the model with -m FILE; see shoal run --help");
     if (err == SH_OK && !o.json && strcmp(o.output, "text") != 0)
         err = sh_fail(SH_EARG, "an output of kind '%s': give text or json (-o)", o.output);
     if (err == SH_OK && sodium_init() < 0) err = sh_fail(SH_ESYS, "libsodium does not start");
-    if (err == SH_OK && o.cpu && setenv("SHOAL_CPU", o.cpu, 1) != 0) err = sh_fail(SH_ENOMEM, "no memory");
+    if (err == SH_OK && o.cpu && setenv("SHOAL_CPU", o.cpu, 1) != 0)
+        err = sh_fail(SH_ENOMEM, "no memory");
     if (o.seed < 0) o.seed = (int64_t)randombytes_random();
     sh_log_set_level(o.verbose ? SH_LOG_INFO : SH_LOG_WARN);
     catch_signals();

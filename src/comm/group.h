@@ -28,20 +28,20 @@ static inline sh_range sh_rank_slices(int r, int n)
     return (sh_range){8 * r / n, 8 * (r + 1) / n};
 }
 
-/** The fewest subtrees of the canonical tree that make up the slices [lo, hi), ascending, in root[];
- *  returns how many (at most SH_MAX_ROOT). */
+/** The fewest subtrees of the canonical tree that make up the slices [lo, hi), ascending, in
+ * root[]; returns how many (at most SH_MAX_ROOT). */
 int sh_tree_roots(sh_range slices, sh_range root[SH_MAX_ROOT]);
 
 typedef struct sh_group sh_group;
 
 typedef struct sh_group_options {
-    const char *scheme;  /* "shm"; NULL chooses: "self" for one rank */
-    int n_rank;          /* 1 to SH_MAX_RANK */
-    size_t part_floats;  /* the most floats of one root, or of one rank's gather */
-    size_t bcast_bytes;  /* the longest broadcast */
-    const void *blob;    /* what the other ranks need to know to open: given to them by join */
+    const char *scheme; /* "shm"; NULL chooses: "self" for one rank */
+    int n_rank;         /* 1 to SH_MAX_RANK */
+    size_t part_floats; /* the most floats of one root, or of one rank's gather */
+    size_t bcast_bytes; /* the longest broadcast */
+    const void *blob;   /* what the other ranks need to know to open: given to them by join */
     size_t n_blob;
-    int spin;            /* pauses before a waiting rank sleeps */
+    int spin; /* pauses before a waiting rank sleeps */
 } sh_group_options;
 
 typedef struct sh_group_ops {
@@ -71,8 +71,8 @@ extern const sh_group_ops sh_group_self, sh_group_shm;
 /** Rank 0: opens the group and starts the other ranks, which call sh_group_join. */
 sh_err sh_group_open(sh_group **out, const sh_group_options *opt);
 
-/** After loading, on every rank: `mine` is how it went there. On rank 0 waits for all and fails with
- *  the first failing rank's sentence. */
+/** After loading, on every rank: `mine` is how it went there. On rank 0 waits for all and fails
+ * with the first failing rank's sentence. */
 static inline sh_err sh_group_ready(sh_group *g, sh_err mine)
 {
     return g->ops->ready(g, mine);
@@ -83,13 +83,15 @@ static inline float *sh_group_part(sh_group *g, int root)
 {
     return g->ops->part(g, root);
 }
-/** Waits until every rank has written its roots; sh_group_add_sum may follow, until the next collective.
- *  SH_EPEER: a rank was lost; the sentence says which. The group can then only be closed. */
+/** Waits until every rank has written its roots; sh_group_add_sum may follow, until the next
+ * collective. SH_EPEER: a rank was lost; the sentence says which. The group can then only be
+ * closed. */
 static inline sh_err sh_group_meet(sh_group *g)
 {
     return g->ops->meet(g);
 }
-/** x[at..at+n) += the tree sum of all ranks' roots, alike on every rank. Any thread may do any part. */
+/** x[at..at+n) += the tree sum of all ranks' roots, alike on every rank. Any thread may do any
+ * part. */
 static inline void sh_group_add_sum(const sh_group *g, float *x, size_t at, size_t n)
 {
     g->ops->add_sum(g, x, at, n);
@@ -98,7 +100,8 @@ static inline void sh_group_add_sum(const sh_group *g, float *x, size_t at, size
 sh_err sh_group_sum(sh_group *g, float *y, size_t n);
 /** Rank r has written the columns col[r] of n_row rows, packed (n_row, width), to part 0. On rank 0
  *  all are put together in y (n_row, ldy). */
-static inline sh_err sh_group_gather(sh_group *g, float *y, size_t ldy, const sh_range *col, int n_row)
+static inline sh_err sh_group_gather(sh_group *g, float *y, size_t ldy, const sh_range *col,
+                                     int n_row)
 {
     return g->ops->gather(g, y, ldy, col, n_row);
 }
@@ -113,8 +116,9 @@ static inline void sh_group_close(sh_group *g)
     if (g) g->ops->close(g);
 }
 
-/* For transports: y (n) = the values [at, at + n) of the tree sum over [0, 8), where part(arg, {lo, hi})
- * gives the floats of a subtree that some rank has sent, or NULL. n is at most SH_SUM_BLOCK. */
+/* For transports: y (n) = the values [at, at + n) of the tree sum over [0, 8), where part(arg, {lo,
+ * hi}) gives the floats of a subtree that some rank has sent, or NULL. n is at most SH_SUM_BLOCK.
+ */
 enum { SH_SUM_BLOCK = 1024 };
 typedef const float *sh_part_fn(const void *arg, sh_range r);
 void sh_tree_sum(float *y, size_t at, size_t n, sh_part_fn *part, const void *arg);

@@ -3,9 +3,9 @@
  *
  * Every collective has a number, counted alike on every rank. A rank's `arrived` word is the last
  * collective for which it has written its part (or that it has finished, if it had none to write).
- * Buffers alternate between two halves by the number's parity. Before writing for collective k a rank
- * waits until all have arrived at k-1 (in `part`, or in the broadcast): each of them has then finished
- * reading k-2, whose half is written now. */
+ * Buffers alternate between two halves by the number's parity. Before writing for collective k a
+ * rank waits until all have arrived at k-1 (in `part`, or in the broadcast): each of them has then
+ * finished reading k-2, whose half is written now. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
@@ -68,7 +68,8 @@ static char *bcast_of(shared *s, uint32_t op)
 static float *part_of(shared *s, int rank, uint32_t op, int root)
 {
     size_t index = ((size_t)rank * 2 + (op & 1)) * SH_MAX_ROOT + (size_t)root;
-    return (float *)(s->data + pad64(s->n_blob) + 2 * pad64(s->bcast_bytes) + index * part_bytes(s));
+    return (float *)(s->data + pad64(s->n_blob) + 2 * pad64(s->bcast_bytes) +
+                     index * part_bytes(s));
 }
 
 static void wake_word(_Atomic uint32_t *word)
@@ -202,7 +203,8 @@ static sh_err shm_join(sh_group **out, int rank, int fd)
     shm_group *g = NULL;
     *out = NULL;
     if (fstat(fd, &st) != 0 || (size_t)st.st_size < sizeof(shared))
-        return sh_fail(SH_EARG, "descriptor %d holds no group: ranks are started by shoal itself", fd);
+        return sh_fail(SH_EARG, "descriptor %d holds no group: ranks are started by shoal itself",
+                       fd);
     shared *s = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (s == MAP_FAILED) return sh_fail(SH_ESYS, "cannot map the group: %s", strerror(errno));
     if (s->total_bytes != (size_t)st.st_size || rank < 1 || rank >= s->n_rank) {

@@ -1,6 +1,6 @@
 /* The engine behind shoal.h: opens the starter's node and the ring, and turns scheduled steps into
- * events. A token's life: shoal_submit -> scheduler -> embed, layers (node) -> ring -> head (node) ->
- * sampler -> text -> shoal_next. */
+ * events. A token's life: shoal_submit -> scheduler -> embed, layers (node) -> ring -> head (node)
+ * -> sampler -> text -> shoal_next. */
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
@@ -21,9 +21,9 @@
 #include "shoal.h"
 #include "tokenizer/tokenizer.h"
 
-_Static_assert((int)SH_OK == SHOAL_OK && (int)SH_EARG == SHOAL_EARG && (int)SH_EFILE == SHOAL_EFILE &&
-                   (int)SH_ENOMEM == SHOAL_ENOMEM && (int)SH_ESYS == SHOAL_ESYS &&
-                   (int)SH_EPEER == SHOAL_EPEER,
+_Static_assert((int)SH_OK == SHOAL_OK && (int)SH_EARG == SHOAL_EARG &&
+                   (int)SH_EFILE == SHOAL_EFILE && (int)SH_ENOMEM == SHOAL_ENOMEM &&
+                   (int)SH_ESYS == SHOAL_ESYS && (int)SH_EPEER == SHOAL_EPEER,
                "the public codes are the internal ones");
 
 /* An event with its text as an offset, since the buffer may move while events gather. */
@@ -101,7 +101,8 @@ static sh_err set_options(shoal *s, const shoal_options *opt, const sh_config *c
     if (o->n_batch < 1 || o->n_batch > 65536)
         return sh_fail(SH_EARG, "a batch of %d tokens: give 1 to 65536 (-b)", o->n_batch);
     if (o->n_rank < 1 || o->n_rank > SH_MAX_RANK)
-        return sh_fail(SH_EARG, "%d ranks: give 1 to %d per stage (--tp); for more, add stages (--ring)",
+        return sh_fail(SH_EARG,
+                       "%d ranks: give 1 to %d per stage (--tp); for more, add stages (--ring)",
                        o->n_rank, SH_MAX_RANK);
     if (o->n_ring < 1 || o->n_ring > SH_MAX_LOCAL + 1)
         return sh_fail(SH_EARG, "a ring of %d nodes on one host: give 1 to %d (--ring)", o->n_ring,
@@ -119,14 +120,16 @@ static sh_err choose_arith(shoal *s)
 {
     const char *a = s->opt.arith ? s->opt.arith : "auto";
     bool all = sh_kernels_have_amx();
-    for (int i = 0; s->ring && i < s->nodes.n_secondary; i++) all &= sh_ring_welcome(s->ring, i)->has_amx;
+    for (int i = 0; s->ring && i < s->nodes.n_secondary; i++)
+        all &= sh_ring_welcome(s->ring, i)->has_amx;
     if (strcmp(a, "auto") == 0)
         s->arith_bf16 = all;
     else if (strcmp(a, "bf16") == 0)
         s->arith_bf16 = true;
     else if (strcmp(a, "int8") != 0)
         return sh_fail(SH_EARG, "an arithmetic '%s': give auto, int8 or bf16 (--arith)", a);
-    sh_log(SH_LOG_INFO, "prompts of quantised weights are computed in %s", s->arith_bf16 ? "bf16" : "int8");
+    sh_log(SH_LOG_INFO, "prompts of quantised weights are computed in %s",
+           s->arith_bf16 ? "bf16" : "int8");
     return SH_OK;
 }
 
@@ -162,8 +165,8 @@ static int share_cores(const shoal_options *o, int *cpu, int max, int *n_cpu)
 }
 
 /* All nodes are on this host: whether they fit, before any is started. */
-static sh_err check_ring(const shoal *s, sh_node_options o, const sh_range *layer, const sh_config *c,
-                         const sh_model_file *m)
+static sh_err check_ring(const shoal *s, sh_node_options o, const sh_range *layer,
+                         const sh_config *c, const sh_model_file *m)
 {
     sh_need need = {0};
     o.n_stage = s->n_stage;
@@ -192,7 +195,8 @@ static sh_err open_nodes(shoal *s, const sh_config *c, const sh_model_file *m)
     if (s->opt.n_ring > 1)
         SH_TRY(sh_local_start(&s->local, &s->nodes, &s->opt, s->opt.n_ring - 1, no.n_thread, no.cpu,
                               no.n_cpu));
-    if (no.n_cpu < no.n_thread * s->opt.n_rank * s->opt.n_ring) no.n_cpu = 0; /* not enough for all */
+    if (no.n_cpu < no.n_thread * s->opt.n_rank * s->opt.n_ring)
+        no.n_cpu = 0; /* not enough for all */
     memcpy(s->cpu, no.cpu, sizeof s->cpu);
     s->n_cpu = no.n_cpu;
     if (s->n_stage > 1) {
@@ -222,7 +226,8 @@ shoal_err shoal_open(shoal **out, const shoal_options *opt)
     sh_config c;
     double start = now_s();
     *out = NULL;
-    if (!opt->model) return out_err(sh_fail(SH_EARG, "which model? give the path of a GGUF file (-m)"));
+    if (!opt->model)
+        return out_err(sh_fail(SH_EARG, "which model? give the path of a GGUF file (-m)"));
     (void)sh_cpu_features(); /* asks for the matrix unit before there are threads */
     SH_GOTO(sh_alloc(&s, 1, sizeof *s, "the engine"));
     SH_GOTO(sh_model_file_open(&m, opt->model));
@@ -236,10 +241,12 @@ shoal_err shoal_open(shoal **out, const shoal_options *opt)
     SH_GOTO(set_options(s, opt, &c));
     s->cost = sh_cost_of(&c, m, s->kv);
     SH_GOTO(open_nodes(s, &c, m));
-    SH_GOTO(sh_scheduler_open(&s->scheduler, s->n_stage, s->opt.n_slot, s->opt.n_batch, s->opt.n_ctx));
+    SH_GOTO(
+        sh_scheduler_open(&s->scheduler, s->n_stage, s->opt.n_slot, s->opt.n_batch, s->opt.n_ctx));
     SH_GOTO(sh_sampler_open(&s->sampler, c.dim[SH_DIM_VOCAB]));
     size_t n_batch = (size_t)s->opt.n_batch;
-    SH_GOTO(sh_alloc(&s->x, n_batch * (size_t)c.dim[SH_DIM_EMBD], sizeof(float), "the activations"));
+    SH_GOTO(
+        sh_alloc(&s->x, n_batch * (size_t)c.dim[SH_DIM_EMBD], sizeof(float), "the activations"));
     SH_GOTO(sh_alloc(&s->logits, (size_t)s->opt.n_slot * (size_t)c.dim[SH_DIM_VOCAB], sizeof(float),
                      "the logits"));
     SH_GOTO(sh_alloc(&s->ids, n_batch, sizeof(uint32_t), "a step"));
@@ -304,10 +311,11 @@ shoal_err shoal_measure(const shoal *s, shoal_ceiling *out)
     sh_measured m;
     sh_err err = sh_measure(&m, n_thread, s->n_cpu >= n_thread ? s->cpu : NULL);
     if (err != SH_OK) return out_err(err);
-    *out = (shoal_ceiling){.read_bytes_per_s = m.read_bytes_per_s,
-                           .prompt_ops_per_s = m.ops_per_s[sh_form_of(s->cost.dtype, s->arith_bf16)],
-                           .sampled_ops_per_s = m.ops_per_s[sh_form_of(s->cost.dtype, false)],
-                           .n_thread = n_thread};
+    *out =
+        (shoal_ceiling){.read_bytes_per_s = m.read_bytes_per_s,
+                        .prompt_ops_per_s = m.ops_per_s[sh_form_of(s->cost.dtype, s->arith_bf16)],
+                        .sampled_ops_per_s = m.ops_per_s[sh_form_of(s->cost.dtype, false)],
+                        .n_thread = n_thread};
     return SHOAL_OK;
 }
 
@@ -319,7 +327,8 @@ void shoal_get_stats(const shoal *s, shoal_stats *stats)
 shoal_err shoal_tokenize(const shoal *s, const char *text, size_t n, int flags, uint32_t **ids,
                          size_t *n_ids)
 {
-    _Static_assert((int)SHOAL_BOS == SH_TOK_BOS && (int)SHOAL_SPECIAL == SH_TOK_SPECIAL, "same flags");
+    _Static_assert((int)SHOAL_BOS == SH_TOK_BOS && (int)SHOAL_SPECIAL == SH_TOK_SPECIAL,
+                   "same flags");
     return out_err(sh_tokenizer_encode(s->tokenizer, text, n, flags, ids, n_ids));
 }
 
@@ -328,18 +337,21 @@ shoal_err shoal_tokenize(const shoal *s, const char *text, size_t n, int flags, 
 static sh_err check_request(const shoal *s, const shoal_request *r)
 {
     uint32_t n_vocab = (uint32_t)sh_tokenizer_n_vocab(s->tokenizer);
-    if (r->n_ids == 0) return sh_fail(SH_EARG, "the prompt is empty, and the model has no token to begin with");
+    if (r->n_ids == 0)
+        return sh_fail(SH_EARG, "the prompt is empty, and the model has no token to begin with");
     if (r->n_ids >= (size_t)s->opt.n_ctx)
-        return sh_fail(SH_EARG,
-                       "the prompt has %zu tokens and the context %d positions, one of them for the "
-                       "answer: shorten it or give a larger context (-c)",
-                       r->n_ids, s->opt.n_ctx);
+        return sh_fail(
+            SH_EARG,
+            "the prompt has %zu tokens and the context %d positions, one of them for the "
+            "answer: shorten it or give a larger context (-c)",
+            r->n_ids, s->opt.n_ctx);
     for (size_t i = 0; i < r->n_ids; i++)
         if (r->ids[i] >= n_vocab)
             return sh_fail(SH_EARG, "token id %u: the model has ids below %u", r->ids[i], n_vocab);
     if (r->n_sample < 1 || r->n_sample > 1 << 20)
         return sh_fail(SH_EARG, "%d samples: give 1 or more", r->n_sample);
-    if (r->n_predict < -1) return sh_fail(SH_EARG, "%d tokens: give 0 or more, or -1 for no limit", r->n_predict);
+    if (r->n_predict < -1)
+        return sh_fail(SH_EARG, "%d tokens: give 0 or more, or -1 for no limit", r->n_predict);
     for (int i = 0; i < r->n_stop; i++)
         if (!*r->stop[i]) return sh_fail(SH_EARG, "an empty stop text");
     return sh_sampling_check(&r->sampling);
@@ -442,7 +454,8 @@ static uint64_t hash_logits(const float *logits, int n)
 /* Ends a sample; logits: the last it sampled from, or NULL. */
 static sh_err end_sample(shoal *s, sh_sequence *q, shoal_finish finish, const float *logits)
 {
-    shoal_event e = {.kind = SHOAL_END, .request = q->req->id, .sample = q->sample, .finish = finish};
+    shoal_event e = {
+        .kind = SHOAL_END, .request = q->req->id, .sample = q->sample, .finish = finish};
     if (finish != SHOAL_FINISH_STOP) sh_text_end(&q->text, &e.text, &e.n_text);
     e.tokens = q->tok + q->n_prompt;
     e.n_token = q->n_tok - q->n_prompt;
@@ -473,7 +486,8 @@ static sh_err sample_token(shoal *s, sh_sequence *q, float *logits)
     sh_request *r = q->req;
     size_t n = q->n_tok - q->n_prompt; /* sampled so far */
     if (r->n_predict == 0) return end_sample(s, q, SHOAL_FINISH_LENGTH, logits);
-    SH_TRY(sh_sample(&s->sampler, &id, logits, &r->sampling, q->sample, q->n_tok, q->tok, q->n_tok));
+    SH_TRY(
+        sh_sample(&s->sampler, &id, logits, &r->sampling, q->sample, q->n_tok, q->tok, q->n_tok));
     q->last_s = now_s();
     if (n == 0)
         q->first_s = q->last_s;
@@ -518,7 +532,8 @@ static sh_err take_logits(shoal *s, const sh_flight *f)
         sh_sequence *q = f->seq[i];
         sh_request *r = q->req;
         if (!q->done) {
-            if (q->n_tok == q->n_prompt && r->n_ref > 1 && !r->logits) { /* others may start from them */
+            if (q->n_tok == q->n_prompt && r->n_ref > 1 &&
+                !r->logits) { /* others may start from them */
                 SH_TRY(sh_alloc(&r->logits, n_vocab, sizeof *logits, "the logits of a prompt"));
                 memcpy(r->logits, logits, n_vocab * sizeof *logits);
             }
@@ -596,7 +611,8 @@ shoal_err shoal_next(shoal *s, shoal_event *event)
         s->clock_s = now_s();
     }
     while (s->n_event == 0 && !sh_scheduler_is_idle(&s->scheduler)) {
-        if (s->broken) return out_err(sh_fail(SH_EPEER, "a node or rank was lost; close the engine"));
+        if (s->broken)
+            return out_err(sh_fail(SH_EPEER, "a node or rank was lost; close the engine"));
         bool prompt = sh_scheduler_reads_prompt(&s->scheduler);
         sh_err err = drive(s);
         count_time(s, prompt);

@@ -36,12 +36,13 @@ static sh_err start_one(sh_local *l, const shoal_options *opt, int n_thread, int
 {
     char report[16], threads[16], ranks[16];
     int fd[2];
-    if (pipe2(fd, O_CLOEXEC) != 0) return sh_fail(SH_ESYS, "cannot start a node: %s", strerror(errno));
+    if (pipe2(fd, O_CLOEXEC) != 0)
+        return sh_fail(SH_ESYS, "cannot start a node: %s", strerror(errno));
     snprintf(report, sizeof report, "%d", fd[1]);
     snprintf(threads, sizeof threads, "%d", n_thread);
     snprintf(ranks, sizeof ranks, "%d", opt->n_rank);
-    char *argv[] = {"shoal", "worker",    "--listen", "127.0.0.1:0", "-m",          (char *)opt->model,
-                    "-t",    threads,     "--tp",     ranks,         "--report-fd", report,
+    char *argv[] = {"shoal", "worker", "--listen", "127.0.0.1:0", "-m",          (char *)opt->model,
+                    "-t",    threads,  "--tp",     ranks,         "--report-fd", report,
                     NULL};
     sh_err err = sh_spawn(&l->pid[l->n++], NULL, argv, fd[1]);
     close(fd[1]);
@@ -49,13 +50,14 @@ static sh_err start_one(sh_local *l, const shoal_options *opt, int n_thread, int
     return err;
 }
 
-sh_err sh_local_start(sh_local *l, sh_nodes *nodes, const shoal_options *opt, int n_worker, int n_thread,
-                      const int *cpu, int n_cpu)
+sh_err sh_local_start(sh_local *l, sh_nodes *nodes, const shoal_options *opt, int n_worker,
+                      int n_thread, const int *cpu, int n_cpu)
 {
     sh_err err = SH_OK;
     cpu_set_t before, mine;
     int port_fd[SH_MAX_LOCAL], per_node = n_thread * opt->n_rank;
-    bool bind = n_cpu >= per_node * (n_worker + 1) && sched_getaffinity(0, sizeof before, &before) == 0;
+    bool bind =
+        n_cpu >= per_node * (n_worker + 1) && sched_getaffinity(0, sizeof before, &before) == 0;
     if (n_worker > SH_MAX_LOCAL)
         return sh_fail(SH_EARG, "a ring of %d nodes on one host: give at most %d", n_worker + 1,
                        SH_MAX_LOCAL + 1);
@@ -85,8 +87,8 @@ sh_err sh_local_check(sh_local *l, const sh_nodes *nodes)
     char how[64];
     for (int i = 0; i < l->n; i++)
         if (sh_child_ended(&l->pid[i], how, sizeof how))
-            return sh_fail(SH_EPEER, "node %s:%d (stage %d) %s; start again", nodes->secondary[i].host,
-                           nodes->secondary[i].port, i + 1, how);
+            return sh_fail(SH_EPEER, "node %s:%d (stage %d) %s; start again",
+                           nodes->secondary[i].host, nodes->secondary[i].port, i + 1, how);
     return SH_OK;
 }
 

@@ -9,8 +9,8 @@ typedef struct sh_measured {
     double ops_per_s[SH_N_FORM];
 } sh_measured;
 
-/** n_thread threads together, tied to cpu[0..n_thread) if cpu is not NULL; the best of several passes.
- *  Reads memory that no cache can hold. SH_ENOMEM. */
+/** n_thread threads together, tied to cpu[0..n_thread) if cpu is not NULL; the best of several
+ * passes. Reads memory that no cache can hold. SH_ENOMEM. */
 sh_err sh_measure(sh_measured *out, int n_thread, const int *cpu);
 
 #endif

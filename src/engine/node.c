@@ -33,7 +33,7 @@ struct sh_node {
 
 static void encode_options(const sh_node_options *o, sh_buf *b)
 {
-    const int v[] = {o->stage,   o->n_stage,    o->layer.lo, o->layer.hi, o->n_rank, o->n_thread,
+    const int v[] = {o->stage,      o->n_stage, o->layer.lo, o->layer.hi, o->n_rank,  o->n_thread,
                      o->arith_bf16, (int)o->kv, o->n_ctx,    o->n_slot,   o->n_batch, o->n_cpu};
     for (size_t i = 0; i < sizeof v / sizeof *v; i++) sh_put_u32(b, (uint32_t)v[i]);
     for (int i = 0; i < o->n_cpu; i++) sh_put_u32(b, (uint32_t)o->cpu[i]);
@@ -58,7 +58,8 @@ static sh_err decode_options(sh_node_options *o, const void *p, size_t n)
     o->n_cpu = (int)sh_get_u32(&c);
     for (int i = 0; i < o->n_cpu && i < 64; i++) o->cpu[i] = (int)sh_get_u32(&c);
     o->path = (const char *)sh_get_bytes(&c, sh_cursor_left(&c));
-    if (c.bad || o->n_cpu > 64 || !o->path || o->path[n - (size_t)((const uint8_t *)o->path - (const uint8_t *)p) - 1])
+    if (c.bad || o->n_cpu > 64 || !o->path ||
+        o->path[n - (size_t)((const uint8_t *)o->path - (const uint8_t *)p) - 1])
         return sh_fail(SH_EARG, "a rank's options are malformed");
     return SH_OK;
 }
@@ -93,18 +94,21 @@ static sh_err open_file(sh_node *node, const sh_node_options *o, int rank)
     if (o->layer.lo < 0 || o->layer.hi > node->config.n_layer || o->layer.lo >= o->layer.hi)
         return sh_fail(SH_EARG, "layers %d to %d of a model of %d", o->layer.lo, o->layer.hi,
                        node->config.n_layer);
-    sh_plan_make(&node->plan, &node->config, node->file, o->stage, o->n_stage, o->layer, rank, o->n_rank);
+    sh_plan_make(&node->plan, &node->config, node->file, o->stage, o->n_stage, o->layer, rank,
+                 o->n_rank);
     return SH_OK;
 }
 
-void sh_node_need(sh_need *need, const sh_node_options *o, const sh_config *c, const sh_model_file *m)
+void sh_node_need(sh_need *need, const sh_node_options *o, const sh_config *c,
+                  const sh_model_file *m)
 {
     size_t n_tok = (size_t)o->n_batch, n_embd = (size_t)c->dim[SH_DIM_EMBD];
     size_t n_pos = ((size_t)o->n_ctx + SH_PAGE - 1) / SH_PAGE * SH_PAGE * (size_t)o->n_slot;
     for (int r = 0; r < o->n_rank; r++) {
         sh_plan p;
         sh_plan_make(&p, c, m, o->stage, o->n_stage, o->layer, r, o->n_rank);
-        size_t n_q = (size_t)sh_range_n(p.local[SH_DIM_Q]), n_kv = (size_t)sh_range_n(p.local[SH_DIM_KV]);
+        size_t n_q = (size_t)sh_range_n(p.local[SH_DIM_Q]),
+               n_kv = (size_t)sh_range_n(p.local[SH_DIM_KV]);
         size_t n_ff = (size_t)sh_range_n(p.local[SH_DIM_FF]);
         need->weight_bytes += sh_weights_bytes(c, m, &p);
         need->kv_bytes += 2 * (size_t)sh_range_n(p.layer) * n_pos * sh_dtype_bytes(o->kv, n_kv);
@@ -113,7 +117,8 @@ void sh_node_need(sh_need *need, const sh_node_options *o, const sh_config *c, c
     }
     need->scratch_bytes += (size_t)o->n_rank * 2 * sizeof(float) *
                            sh_forward_part_floats(c, o->n_rank, o->n_batch, o->n_slot);
-    if (o->stage == 0) need->scratch_bytes += (size_t)o->n_slot * (size_t)c->dim[SH_DIM_VOCAB] * sizeof(float);
+    if (o->stage == 0)
+        need->scratch_bytes += (size_t)o->n_slot * (size_t)c->dim[SH_DIM_VOCAB] * sizeof(float);
 }
 
 sh_err sh_need_check(const sh_need *n, const char *model)
@@ -121,11 +126,13 @@ sh_err sh_need_check(const sh_need *n, const char *model)
     const double gib = 1 << 30;
     size_t all = n->weight_bytes + n->kv_bytes + n->scratch_bytes, have = sh_memory_free_bytes();
     if (have == 0 || all <= have) return SH_OK;
-    return sh_fail(SH_ENOMEM,
-                   "%s needs %.2f GiB of memory (weights %.2f, KV cache %.2f, scratch %.2f) and %.2f GiB are "
-                   "free: give fewer positions (-c) or sequences (-np), a smaller type, or more hosts (--nodes)",
-                   model, (double)all / gib, (double)n->weight_bytes / gib, (double)n->kv_bytes / gib,
-                   (double)n->scratch_bytes / gib, (double)have / gib);
+    return sh_fail(
+        SH_ENOMEM,
+        "%s needs %.2f GiB of memory (weights %.2f, KV cache %.2f, scratch %.2f) and %.2f GiB are "
+        "free: give fewer positions (-c) or sequences (-np), a smaller type, or more hosts "
+        "(--nodes)",
+        model, (double)all / gib, (double)n->weight_bytes / gib, (double)n->kv_bytes / gib,
+        (double)n->scratch_bytes / gib, (double)have / gib);
 }
 
 /* Threads, weights, cache, scratch. */
@@ -163,14 +170,15 @@ sh_err sh_node_open(sh_node **out, const sh_node_options *opt)
     sh_node_need(&need, opt, &node->config, node->file);
     SH_GOTO(sh_need_check(&need, opt->path));
     encode_options(opt, &blob);
-    sh_group_options go = {
-        .n_rank = opt->n_rank,
-        .part_floats = sh_forward_part_floats(&node->config, opt->n_rank, opt->n_batch, opt->n_slot),
-        .bcast_bytes = bcast_bytes(node),
-        .blob = blob.p,
-        .n_blob = blob.n,
-        .spin = enough_cpus(opt) ? 20000 : 0};
-    SH_GOTO(blob.bad ? sh_fail(SH_ENOMEM, "no memory to start ranks") : sh_group_open(&node->group, &go));
+    sh_group_options go = {.n_rank = opt->n_rank,
+                           .part_floats = sh_forward_part_floats(&node->config, opt->n_rank,
+                                                                 opt->n_batch, opt->n_slot),
+                           .bcast_bytes = bcast_bytes(node),
+                           .blob = blob.p,
+                           .n_blob = blob.n,
+                           .spin = enough_cpus(opt) ? 20000 : 0};
+    SH_GOTO(blob.bad ? sh_fail(SH_ENOMEM, "no memory to start ranks")
+                     : sh_group_open(&node->group, &go));
     SH_GOTO(sh_group_ready(node->group, load(node)));
     *out = node;
     node = NULL;

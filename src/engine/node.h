@@ -1,5 +1,5 @@
-/* A stage at work: one node's ranks with their weights, KV caches and threads. The engine's starter and
- * the worker of a secondary both drive one; the other ranks of its group follow. */
+/* A stage at work: one node's ranks with their weights, KV caches and threads. The engine's starter
+ * and the worker of a secondary both drive one; the other ranks of its group follow. */
 #ifndef SH_ENGINE_NODE_H
 #define SH_ENGINE_NODE_H
 
@@ -29,7 +29,8 @@ typedef struct sh_need {
 } sh_need;
 
 /** Adds what the stage of these options needs. */
-void sh_node_need(sh_need *need, const sh_node_options *o, const sh_config *c, const sh_model_file *m);
+void sh_node_need(sh_need *need, const sh_node_options *o, const sh_config *c,
+                  const sh_model_file *m);
 /** SH_ENOMEM: this host has less than that; the sentence says how much of each. */
 sh_err sh_need_check(const sh_need *need, const char *model);
 
@@ -38,8 +39,8 @@ sh_err sh_node_open(sh_node **out, const sh_node_options *opt);
 void sh_node_close(sh_node *node);
 
 /** One step on all ranks: x (n_tok, n_embd) goes through the stage's layers in place, then, with
- *  `logits`, (n, n_vocab) of the sequences that want them are computed (on the starter, which then has
- *  all that it needs if it is the only stage). */
+ *  `logits`, (n, n_vocab) of the sequences that want them are computed (on the starter, which then
+ * has all that it needs if it is the only stage). */
 sh_err sh_node_layers(sh_node *node, const sh_step *step, float *x, float *logits);
 
 /** The logits alone, from activations that have gone round the ring. */

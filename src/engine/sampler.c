@@ -35,20 +35,23 @@ sh_err sh_sampling_check(const shoal_sampling *p)
     if (!(p->min_p >= 0 && p->min_p <= 1))
         return sh_fail(SH_EARG, "min-p %g: give 0 to 1", (double)p->min_p);
     if (!(p->repeat_penalty > 0 && p->repeat_penalty < 1e6f))
-        return sh_fail(SH_EARG, "repeat penalty %g: give more than 0; 1 is none", (double)p->repeat_penalty);
+        return sh_fail(SH_EARG, "repeat penalty %g: give more than 0; 1 is none",
+                       (double)p->repeat_penalty);
     return SH_OK;
 }
 
 static void penalise(sh_sampler *s, float *logits, const shoal_sampling *p, const uint32_t *history,
                      size_t n)
 {
-    size_t lo = p->repeat_last_n < 0 || (size_t)p->repeat_last_n > n ? 0 : n - (size_t)p->repeat_last_n;
+    size_t lo =
+        p->repeat_last_n < 0 || (size_t)p->repeat_last_n > n ? 0 : n - (size_t)p->repeat_last_n;
     if (p->repeat_penalty == 1.0f) return;
     for (size_t i = lo; i < n; i++) {
         uint32_t id = history[i];
         if (s->seen[id / 8] >> (id % 8) & 1) continue;
         s->seen[id / 8] |= (uint8_t)(1u << (id % 8));
-        logits[id] = logits[id] > 0 ? logits[id] / p->repeat_penalty : logits[id] * p->repeat_penalty;
+        logits[id] =
+            logits[id] > 0 ? logits[id] / p->repeat_penalty : logits[id] * p->repeat_penalty;
     }
     for (size_t i = lo; i < n; i++) s->seen[history[i] / 8] = 0;
 }
@@ -88,8 +91,8 @@ static void select_best(sh_candidate *c, int n, int k)
     }
 }
 
-/* prob[i] of the n sorted candidates at temperature temp, not normalised (the first is 1); returns the
- * sum, in ascending order, in float64. */
+/* prob[i] of the n sorted candidates at temperature temp, not normalised (the first is 1); returns
+ * the sum, in ascending order, in float64. */
 static double exponentials(sh_sampler *s, int n, float temp)
 {
     double sum = 0;
@@ -104,9 +107,11 @@ static uint32_t draw(sh_sampler *s, int n, const shoal_sampling *p, int sample, 
 {
     uint32_t bits[4];
     const uint32_t key[2] = {(uint32_t)p->seed, (uint32_t)(p->seed >> 32)};
-    const uint32_t counter[4] = {(uint32_t)pos, (uint32_t)((uint64_t)pos >> 32), (uint32_t)sample, 0};
+    const uint32_t counter[4] = {(uint32_t)pos, (uint32_t)((uint64_t)pos >> 32), (uint32_t)sample,
+                                 0};
     sh_philox(bits, counter, key);
-    double u = (double)(((uint64_t)bits[0] << 32 | bits[1]) >> 11) / 9007199254740992.0; /* [0, 1) */
+    double u =
+        (double)(((uint64_t)bits[0] << 32 | bits[1]) >> 11) / 9007199254740992.0; /* [0, 1) */
     double target = u * exponentials(s, n, p->temp), sum = 0;
     for (int i = 0; i < n; i++) {
         sum += (double)s->prob[i];
@@ -149,7 +154,9 @@ sh_err sh_sample(sh_sampler *s, uint32_t *token, float *logits, const shoal_samp
         if (logits[i] > logits[best]) best = (uint32_t)i;
         numbers &= logits[i] == logits[i] && logits[i] < INFINITY;
     }
+    numbers = numbers && logits[best] > -INFINITY; /* something is possible */
     if (numbers) *token = p->temp > 0 ? sample_from(s, logits, p, sample, pos) : best;
     sh_cpu_leave(state);
-    return numbers ? SH_OK : sh_fail(SH_EFILE, "the model's output is not a number: the file is damaged");
+    return numbers ? SH_OK
+                   : sh_fail(SH_EFILE, "the model's output is not a number: the file is damaged");
 }

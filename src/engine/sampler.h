@@ -28,9 +28,9 @@ sh_err sh_sampling_check(const shoal_sampling *p);
  *  (n_vocab) are changed. history: the n tokens of the sequence before it.
  *
  *  In this order: repeat penalty (Keskar et al. 2019, arXiv:1909.05858, section 4.1), top-k, top-p
- *  (Holtzman et al. 2019, arXiv:1904.09751), min-p (Nguyen et al. 2024, arXiv:2407.01082), temperature,
- *  draw. Equal logits are ordered by id. The random number is that of (seed, sample, pos).
- *  SH_EFILE: the logits are not numbers. */
+ *  (Holtzman et al. 2019, arXiv:1904.09751), min-p (Nguyen et al. 2024, arXiv:2407.01082),
+ * temperature, draw. Equal logits are ordered by id. The random number is that of (seed, sample,
+ * pos). SH_EFILE: the logits are not numbers. */
 sh_err sh_sample(sh_sampler *s, uint32_t *token, float *logits, const shoal_sampling *p, int sample,
                  size_t pos, const uint32_t *history, size_t n);
 

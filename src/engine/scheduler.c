@@ -92,8 +92,8 @@ static sh_sequence *sibling(const sh_scheduler *s, const sh_sequence *q, bool *r
     return found;
 }
 
-/* Operations gather until a step takes them along. There is room while they are few; once no slot is
- * held, all that they say is that the slots are empty. */
+/* Operations gather until a step takes them along. There is room while they are few; once no slot
+ * is held, all that they say is that the slots are empty. */
 static bool has_room_for_ops(sh_scheduler *s)
 {
     if (s->n_op < 2 * (uint32_t)s->n_slot) return true;
@@ -112,7 +112,8 @@ sh_sequence *sh_scheduler_admit(sh_scheduler *s)
         int slot = free_slot(s);
         if (slot < 0 || !has_room_for_ops(s)) return NULL;
         sh_sequence *a = sibling(s, q, &read);
-        if (a && !(read && q->req->logits)) { /* another sample is reading the prompt: wait for it */
+        if (a &&
+            !(read && q->req->logits)) { /* another sample is reading the prompt: wait for it */
             p = &q->next;
             continue;
         }
@@ -159,7 +160,8 @@ static bool is_prompt(const sh_sequence *q)
 }
 
 /* Puts chosen sequences in the step: sampled ones first, then prompts. */
-static void fill_step(sh_scheduler *s, sh_flight *f, sh_sequence **chosen, const uint32_t *n, int n_chosen)
+static void fill_step(sh_scheduler *s, sh_flight *f, sh_sequence **chosen, const uint32_t *n,
+                      int n_chosen)
 {
     for (int prompt = 0; prompt < 2; prompt++)
         for (int i = 0; i < n_chosen; i++) {
@@ -185,7 +187,8 @@ sh_flight *sh_scheduler_next(sh_scheduler *s)
     sh_flight *f = &s->flight[(s->first_flight + s->n_flight) % s->n_stage];
     sh_sequence *chosen[256];
     uint32_t n[256];
-    int n_active = 0, n_wait = 0, n_chosen = 0, room = s->n_batch, n_free = s->n_stage - s->n_flight;
+    int n_active = 0, n_wait = 0, n_chosen = 0, room = s->n_batch,
+        n_free = s->n_stage - s->n_flight;
     for (int i = 0; i < s->n_slot; i++) {
         n_active += s->active[i] != NULL;
         n_wait += s->active[i] && n_ready(s->active[i]) > 0;

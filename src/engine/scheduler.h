@@ -1,5 +1,6 @@
-/* Which tokens go into the next step. Sequences wait for a slot, read their prompt in chunks, and are
- * then sampled token by token; with S stages, S microbatches of about equal size are on the ring.
+/* Which tokens go into the next step. Sequences wait for a slot, read their prompt in chunks, and
+ * are then sampled token by token; with S stages, S microbatches of about equal size are on the
+ * ring.
  *
  * Nothing here computes: the engine takes steps from it and brings back tokens. */
 #ifndef SH_ENGINE_SCHEDULER_H
@@ -20,7 +21,8 @@ typedef struct sh_request {
     bool ignore_end, strip_space; /* the text's first space is not part of it */
     char **stop;
     int n_stop;
-    float *logits; /* (n_vocab) of the prompt's last token, once known, while samples wait for them */
+    float
+        *logits; /* (n_vocab) of the prompt's last token, once known, while samples wait for them */
     double submit_s;
 } sh_request;
 
@@ -28,11 +30,11 @@ typedef struct sh_sequence {
     sh_request *req;
     struct sh_sequence *next; /* in the waiting list or the list of ended ones */
     int sample;
-    int slot;               /* -1: it has none */
-    uint32_t *tok;          /* prompt, then sampled tokens */
+    int slot;      /* -1: it has none */
+    uint32_t *tok; /* prompt, then sampled tokens */
     size_t n_tok, n_prompt, n_sent, cap;
-    int n_in_flight;        /* microbatches on the ring that it is part of */
-    uint64_t turn;          /* when it was last part of a step */
+    int n_in_flight; /* microbatches on the ring that it is part of */
+    uint64_t turn;   /* when it was last part of a step */
     bool done;
     sh_text text;
     double first_s, last_s; /* when its first and last tokens were sampled */
@@ -46,7 +48,7 @@ typedef struct sh_flight {
 
 typedef struct sh_scheduler {
     int n_stage, n_slot, n_batch, n_ctx;
-    sh_sequence **active;       /* (n_slot): who holds each slot, or NULL */
+    sh_sequence **active;         /* (n_slot): who holds each slot, or NULL */
     sh_sequence *waiting, *ended; /* lists; ended ones are kept until sh_scheduler_sweep */
     sh_sequence **last_waiting;
     sh_step_op *op; /* for the next step, n_op of them, room for 4 n_slot */
@@ -62,9 +64,10 @@ void sh_scheduler_close(sh_scheduler *s);
 /** Takes over a new sequence: it waits. */
 void sh_scheduler_add(sh_scheduler *s, sh_sequence *q);
 
-/** Gives free slots to waiting sequences. Returns one whose prompt another sample of its request has
- *  already read (its logits are in req->logits), so that its first token can be sampled at once: the
- *  caller then calls sh_scheduler_start or sh_scheduler_end on it, and this again. NULL: no more. */
+/** Gives free slots to waiting sequences. Returns one whose prompt another sample of its request
+ * has already read (its logits are in req->logits), so that its first token can be sampled at once:
+ * the caller then calls sh_scheduler_start or sh_scheduler_end on it, and this again. NULL: no
+ * more. */
 sh_sequence *sh_scheduler_admit(sh_scheduler *s);
 /** Its first token is in: shares the prompt's positions with the sample that has them. */
 void sh_scheduler_start(sh_scheduler *s, sh_sequence *q);

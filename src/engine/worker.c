@@ -1,4 +1,5 @@
-/* A secondary of the ring, and the ranks that follow rank 0: the other ends of what engine.c drives. */
+/* A secondary of the ring, and the ranks that follow rank 0: the other ends of what engine.c
+ * drives. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,9 +58,10 @@ static sh_err load(worker *w, const sh_load *l)
     if (memcmp(l->model_hash, w->self.model_hash, sizeof l->model_hash) != 0)
         return sh_fail(SH_EARG, "%s is another model than the starter's: give both the same file",
                        w->opt->model);
-    if (l->n_embd != w->self.n_embd || l->layer_lo >= l->layer_hi || l->layer_hi > w->self.n_layer ||
-        l->n_slot < 1 || l->n_slot > 256 || l->n_ctx < 1 || l->n_ctx > 1u << 28 || l->n_batch < 1 ||
-        l->n_batch > 65536 || l->stage < 1 || l->stage >= l->n_stage || l->arith > 1 ||
+    if (l->n_embd != w->self.n_embd || l->layer_lo >= l->layer_hi ||
+        l->layer_hi > w->self.n_layer || l->n_slot < 1 || l->n_slot > 256 || l->n_ctx < 1 ||
+        l->n_ctx > 1u << 28 || l->n_batch < 1 || l->n_batch > 65536 || l->stage < 1 ||
+        l->stage >= l->n_stage || l->arith > 1 ||
         (l->kv != SH_F32 && l->kv != SH_F16 && l->kv != SH_BF16))
         return sh_fail(SH_EARG, "the starter asks for what this model does not have");
     o.stage = (int)l->stage;
@@ -103,8 +105,11 @@ static sh_err serve(worker *w)
             }
             break;
         }
-        case SH_WORKER_END: end_session(w); break;
-        case SH_WORKER_STOP: return SH_OK;
+        case SH_WORKER_END:
+            end_session(w);
+            break;
+        case SH_WORKER_STOP:
+            return SH_OK;
         }
     }
 }
@@ -117,13 +122,15 @@ shoal_err shoal_worker(const shoal_worker_options *opt)
     char text[300], name[64];
     (void)sh_cpu_features(); /* asks for the matrix unit before there are threads */
     if (!opt->listen || !opt->model)
-        return (shoal_err)sh_fail(SH_EARG, "a worker needs an address (--listen ADDR:PORT) and a model (-m FILE)");
+        return (shoal_err)sh_fail(
+            SH_EARG, "a worker needs an address (--listen ADDR:PORT) and a model (-m FILE)");
     w.base = (sh_node_options){.path = opt->model, .n_rank = opt->n_rank ? opt->n_rank : 1};
     w.base.n_cpu = sh_cpu_cores(w.base.cpu, 64);
     w.base.n_thread = opt->n_thread ? opt->n_thread : w.base.n_cpu / w.base.n_rank;
     if (w.base.n_thread < 1) w.base.n_thread = 1;
     if (w.base.n_rank < 1 || w.base.n_rank > SH_MAX_RANK)
-        return (shoal_err)sh_fail(SH_EARG, "%d ranks: give 1 to %d (--tp)", w.base.n_rank, SH_MAX_RANK);
+        return (shoal_err)sh_fail(SH_EARG, "%d ranks: give 1 to %d (--tp)", w.base.n_rank,
+                                  SH_MAX_RANK);
     SH_GOTO(sh_node_addr_parse(&a, opt->listen));
     SH_GOTO(introduce(&w));
     SH_GOTO(sh_worker_listen(&w.link, &a, &w.self));

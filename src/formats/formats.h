@@ -1,5 +1,5 @@
-/* Model files: bytes on disk to named tensors and metadata. A format is one const struct in one file
- * and one row in sh_formats; sh_model_file_open asks each whether the file is its own. */
+/* Model files: bytes on disk to named tensors and metadata. A format is one const struct in one
+ * file and one row in sh_formats; sh_model_file_open asks each whether the file is its own. */
 #ifndef SH_FORMATS_FORMATS_H
 #define SH_FORMATS_FORMATS_H
 
@@ -15,11 +15,12 @@
 enum { SH_MAX_DIM = 4 };
 
 typedef struct sh_tensor {
-    char *name;       /* NUL-terminated, owned by the model file */
+    char *name; /* NUL-terminated, owned by the model file */
     sh_dtype dtype;
-    int n_dim;        /* 1 to SH_MAX_DIM */
-    int64_t dim[SH_MAX_DIM]; /* as in GGUF: dim[0] is the contiguous one (columns), dim[1] rows; 1 beyond */
-    const uint8_t *data; /* inside the map, n_bytes of it; checked; not always aligned */
+    int n_dim;               /* 1 to SH_MAX_DIM */
+    int64_t dim[SH_MAX_DIM]; /* as in GGUF: dim[0] is the contiguous one (columns), dim[1] rows; 1
+                                beyond */
+    const uint8_t *data;     /* inside the map, n_bytes of it; checked; not always aligned */
     size_t n_bytes;
 } sh_tensor;
 
@@ -30,8 +31,19 @@ typedef struct sh_str {
 
 /* Values are those of GGUF. */
 typedef enum sh_meta_type {
-    SH_META_U8, SH_META_I8, SH_META_U16, SH_META_I16, SH_META_U32, SH_META_I32, SH_META_F32,
-    SH_META_BOOL, SH_META_STR, SH_META_ARRAY, SH_META_U64, SH_META_I64, SH_META_F64,
+    SH_META_U8,
+    SH_META_I8,
+    SH_META_U16,
+    SH_META_I16,
+    SH_META_U32,
+    SH_META_I32,
+    SH_META_F32,
+    SH_META_BOOL,
+    SH_META_STR,
+    SH_META_ARRAY,
+    SH_META_U64,
+    SH_META_I64,
+    SH_META_F64,
     SH_N_META_TYPE
 } sh_meta_type;
 
@@ -53,8 +65,8 @@ typedef struct sh_meta {
 typedef struct sh_model_file {
     const struct sh_format *format;
     sh_file file;
-    uint32_t version;   /* GGUF: 2 or 3 */
-    uint64_t alignment; /* GGUF: of the tensor data */
+    uint32_t version;    /* GGUF: 2 or 3 */
+    uint64_t alignment;  /* GGUF: of the tensor data */
     size_t header_bytes; /* where the tensor data begins */
     sh_tensor *tensor;
     size_t n_tensor;
@@ -73,9 +85,9 @@ typedef struct sh_format {
 extern const sh_format *const sh_formats[]; /* ends with NULL */
 extern const sh_format sh_format_gguf;
 
-/** Opens and checks a model file, or a shape (formats/shape.h): every tensor's data lies inside the file when this returns SH_OK.
- *  SH_EFILE: not a model, cut off, or damaged; the sentence names the file and the fault.
- *  Close with sh_model_file_close, which accepts NULL. */
+/** Opens and checks a model file, or a shape (formats/shape.h): every tensor's data lies inside the
+ * file when this returns SH_OK. SH_EFILE: not a model, cut off, or damaged; the sentence names the
+ * file and the fault. Close with sh_model_file_close, which accepts NULL. */
 sh_err sh_model_file_open(sh_model_file **out, const char *path);
 void sh_model_file_close(sh_model_file *m);
 /** What open does once m->file is there (the rest of *m zeroed); for bytes that are in memory. On
@@ -90,9 +102,9 @@ const sh_meta *sh_model_file_meta(const sh_model_file *m, const char *key);
  *  file's size, and samples of every tensor. Not a proof against an adversary. */
 void sh_model_file_hash(const sh_model_file *m, uint8_t hash[16]);
 
-/* Typed look-ups. `false`/SH_OK with *out untouched if the key is missing; the _need forms fail with
- * SH_EFILE and name the file and the key. A value of another integer type is converted if it fits,
- * and is SH_EFILE if not. */
+/* Typed look-ups. `false`/SH_OK with *out untouched if the key is missing; the _need forms fail
+ * with SH_EFILE and name the file and the key. A value of another integer type is converted if it
+ * fits, and is SH_EFILE if not. */
 sh_err sh_meta_u32(const sh_model_file *m, const char *key, uint32_t *out);
 sh_err sh_meta_f32(const sh_model_file *m, const char *key, float *out);
 sh_err sh_meta_bool(const sh_model_file *m, const char *key, bool *out);
@@ -107,7 +119,8 @@ static inline sh_cursor sh_meta_cursor(const sh_meta *a)
 {
     return sh_cursor_of(a->bytes.p, a->bytes.n);
 }
-/** s as a C string for a message: cut to fit, every byte but printable ASCII shown as '?'. Returns buf. */
+/** s as a C string for a message: cut to fit, every byte but printable ASCII shown as '?'. Returns
+ * buf. */
 const char *sh_str_show(char *buf, size_t cap, sh_str s);
 /** The next GGUF string (u64 length, bytes) of a cursor; {NULL, 0} and `bad` past the end. */
 sh_str sh_get_str(sh_cursor *c);
@@ -124,7 +137,8 @@ void sh_gguf_put_str(sh_gguf_writer *w, const char *key, const char *p, size_t n
 void sh_gguf_put_strs(sh_gguf_writer *w, const char *key, const sh_str *s, size_t n);
 void sh_gguf_put_f32s(sh_gguf_writer *w, const char *key, const float *v, size_t n);
 void sh_gguf_put_i32s(sh_gguf_writer *w, const char *key, const int32_t *v, size_t n);
-/** The value as it stands in another file; general.alignment is passed over, as the writer has its own. */
+/** The value as it stands in another file; general.alignment is passed over, as the writer has its
+ * own. */
 void sh_gguf_put_meta(sh_gguf_writer *w, const sh_meta *meta);
 void sh_gguf_add_tensor(sh_gguf_writer *w, const char *name, sh_dtype dtype, int n_dim,
                         const int64_t *dim);

@@ -14,8 +14,9 @@
 #include "base/mem.h"
 #include "formats/formats.h"
 
-/* Every tensor begins at a page; every matrix at a multiple of the window's block as well. A window of
- * WINDOW elements is a whole number of pages and of blocks for all types with blocks of up to 256. */
+/* Every tensor begins at a page; every matrix at a multiple of the window's block as well. A window
+ * of WINDOW elements is a whole number of pages and of blocks for all types with blocks of up to
+ * 256. */
 enum { ALIGNMENT = 4096, WINDOW = 31 * 131072, CHUNK = 4096 };
 
 typedef enum dim { ONE, EMBD, Q, KV, FF, VOCAB, N_DIM } dim;
@@ -66,7 +67,7 @@ typedef struct maker {
     const shape *shape;
     sh_dtype dtype;
     uint64_t seed;
-    sh_buf head;  /* the file up to its matrices */
+    sh_buf head; /* the file up to its matrices */
     int n_tensor;
     sh_buf table; /* of the tensors */
     size_t vector_bytes, matrix_bytes;
@@ -167,7 +168,8 @@ static void put_tensor(maker *k, const row *r, int layer, bool table, size_t *ve
 {
     const shape *s = k->shape;
     const int head_dim = s->n_embd / s->n_head;
-    const int size[N_DIM] = {1, s->n_embd, s->n_head * head_dim, s->n_kv_head * head_dim, s->n_ff, s->n_vocab};
+    const int size[N_DIM] = {1,       s->n_embd, s->n_head * head_dim, s->n_kv_head * head_dim,
+                             s->n_ff, s->n_vocab};
     bool vector = r->cols == ONE;
     char name[96];
     const char *d = strstr(r->name, "%d");
@@ -197,7 +199,8 @@ static void put_tensor(maker *k, const row *r, int layer, bool table, size_t *ve
 static void put_tensors(maker *k, bool table)
 {
     size_t vector_at = 0;
-    for (const row *r = k->shape->family->ends; r->name; r++) put_tensor(k, r, -1, table, &vector_at);
+    for (const row *r = k->shape->family->ends; r->name; r++)
+        put_tensor(k, r, -1, table, &vector_at);
     for (int l = 0; l < k->shape->n_layer; l++)
         for (const row *r = k->shape->family->layer; r->name; r++)
             put_tensor(k, r, l, table, &vector_at);
@@ -280,7 +283,8 @@ static sh_err map_file(sh_file *f, const maker *k, int fd)
         return sh_fail(SH_ENOMEM, "cannot map a shape: %s", strerror(errno));
     for (size_t at = 0; at < k->matrix_bytes; at += window) {
         size_t part = k->matrix_bytes - at < window ? k->matrix_bytes - at : window;
-        if (mmap(p + head + at, part, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)head) == MAP_FAILED)
+        if (mmap(p + head + at, part, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)head) ==
+            MAP_FAILED)
             return sh_fail(SH_ENOMEM, "cannot map a shape: %s", strerror(errno));
     }
     return SH_OK;
@@ -297,7 +301,8 @@ static sh_err find_shape(maker *k, const char *name, size_t n)
         snprintf(list + at, sizeof list - at, "%s%s", at ? ", " : "", s->name);
     }
     if (k->shape) return SH_OK;
-    return sh_fail(SH_EARG, "no shape is called '%.*s'; the shapes are: %s", (int)(n < 40 ? n : 40), name, list);
+    return sh_fail(SH_EARG, "no shape is called '%.*s'; the shapes are: %s", (int)(n < 40 ? n : 40),
+                   name, list);
 }
 
 static sh_err find_type(maker *k, const char *name, size_t n)
@@ -315,7 +320,8 @@ static sh_err find_type(maker *k, const char *name, size_t n)
         snprintf(list + at, sizeof list - at, "%s%s", at ? ", " : "", d->name);
     }
     if (found) return SH_OK;
-    return sh_fail(SH_EARG, "no type of weights is called '%.*s'; the types are: %s", (int)(n < 40 ? n : 40), name, list);
+    return sh_fail(SH_EARG, "no type of weights is called '%.*s'; the types are: %s",
+                   (int)(n < 40 ? n : 40), name, list);
 }
 
 static sh_err parse_path(maker *k, const char *path)

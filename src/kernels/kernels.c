@@ -12,9 +12,7 @@
 const sh_isa *const sh_isas[] = {
     &sh_isa_c,
 #if defined(__x86_64__)
-    &sh_isa_avx2,
-    &sh_isa_avx512,
-    &sh_isa_amx,
+    &sh_isa_avx2, &sh_isa_avx512, &sh_isa_amx,
 #elif defined(__aarch64__)
     &sh_isa_neon,
 #endif
@@ -24,17 +22,29 @@ const sh_isa *const sh_isas[] = {
 /* What a row's pointers are counted by. */
 typedef enum by { BY_NOTHING, BY_FORM, BY_TYPE, BY_TYPE_FORM } by;
 
-#define ROW(field, by) {#field, offsetof(sh_kernels, field), by}
+#define ROW(field, by)                                                                             \
+    {                                                                                              \
+#field, offsetof(sh_kernels, field), by                                                    \
+    }
 static const struct {
     const char *name;
     size_t offset;
     by by;
 } rows[] = {
-    ROW(matmul, BY_TYPE_FORM),   ROW(prepare, BY_FORM),          ROW(rmsnorm, BY_NOTHING),
-    ROW(add, BY_NOTHING),        ROW(silu_mul, BY_NOTHING),      ROW(rope, BY_NOTHING),
-    ROW(kv_put, BY_TYPE),        ROW(attn_scores, BY_TYPE),      ROW(attn_values, BY_TYPE),
-    ROW(softmax_part, BY_NOTHING), ROW(softmax_merge, BY_NOTHING), ROW(attend_bf16, BY_TYPE),
-    ROW(peak, BY_FORM),          ROW(read, BY_NOTHING),
+    ROW(matmul, BY_TYPE_FORM),
+    ROW(prepare, BY_FORM),
+    ROW(rmsnorm, BY_NOTHING),
+    ROW(add, BY_NOTHING),
+    ROW(silu_mul, BY_NOTHING),
+    ROW(rope, BY_NOTHING),
+    ROW(kv_put, BY_TYPE),
+    ROW(attn_scores, BY_TYPE),
+    ROW(attn_values, BY_TYPE),
+    ROW(softmax_part, BY_NOTHING),
+    ROW(softmax_merge, BY_NOTHING),
+    ROW(attend_bf16, BY_TYPE),
+    ROW(peak, BY_FORM),
+    ROW(read, BY_NOTHING),
 };
 #undef ROW
 enum { N_POINTER = sizeof(sh_kernels) / sizeof(void (*)(void)) };
@@ -94,7 +104,8 @@ static void row_name(char *out, size_t cap, int r, int at)
     snprintf(out, cap, "%s%s%s%s%s", rows[r].name, *type ? " " : "", type, *f ? " " : "", f);
 }
 
-sh_err sh_kernels_list(const char *upto, void (*fn)(void *arg, const char *row, const char *isa), void *arg)
+sh_err sh_kernels_list(const char *upto, void (*fn)(void *arg, const char *row, const char *isa),
+                       void *arg)
 {
     static const int n_of[] = {1, SH_N_FORM, SH_N_DTYPE, SH_N_DTYPE * SH_N_FORM};
     union {

@@ -1,8 +1,8 @@
 /* Every inner loop of the program and its contract. c/ is the specification; an instruction set
  * overlays the rows it improves, and must give the same bits (docs/numerics.md; the tests compare).
  *
- * All rows run with the floating point of sh_cpu_enter (flush-to-zero, round to nearest). Pointers to
- * activations and weights are aligned to 64 bytes where a row says so, else to their element. */
+ * All rows run with the floating point of sh_cpu_enter (flush-to-zero, round to nearest). Pointers
+ * to activations and weights are aligned to 64 bytes where a row says so, else to their element. */
 #ifndef SH_KERNELS_KERNELS_H
 #define SH_KERNELS_KERNELS_H
 
@@ -14,11 +14,11 @@
 #include "base/err.h"
 
 enum {
-    SH_LANES = 16,    /* outputs of a panel; also the partial sums of a reduction */
-    SH_RUN = 32,      /* k's of a quantised block and of a bf16 run */
-    SH_N_SLICE = 8,   /* canonical slices of a matrix that is cut by columns */
-    SH_PAGE = 64,     /* positions of a KV page */
-    SH_SPAN = 256,    /* positions of attention that are summed together */
+    SH_LANES = 16,  /* outputs of a panel; also the partial sums of a reduction */
+    SH_RUN = 32,    /* k's of a quantised block and of a bf16 run */
+    SH_N_SLICE = 8, /* canonical slices of a matrix that is cut by columns */
+    SH_PAGE = 64,   /* positions of a KV page */
+    SH_SPAN = 256,  /* positions of attention that are summed together */
 };
 
 /* How activations are written for a matrix product. */
@@ -29,9 +29,9 @@ typedef enum sh_form {
     SH_N_FORM
 } sh_form;
 
-/* Where the k's of a matrix lie: n_slice slices of real k's [k[s], k[s+1]), each padded with zeros to a
- * multiple of SH_RUN in packed weights and in activations: [kp[s], kp[s+1]). A matrix that is not cut
- * by columns has one slice. Slices may be empty. */
+/* Where the k's of a matrix lie: n_slice slices of real k's [k[s], k[s+1]), each padded with zeros
+ * to a multiple of SH_RUN in packed weights and in activations: [kp[s], kp[s+1]). A matrix that is
+ * not cut by columns has one slice. Slices may be empty. */
 typedef struct sh_kdim {
     int n_slice;
     int k[SH_N_SLICE + 1], kp[SH_N_SLICE + 1];
@@ -61,20 +61,19 @@ typedef struct sh_mat {
 
 /** Fills in all of m but data. */
 void sh_mat_layout(sh_mat *m, sh_dtype dtype, int rows, const sh_kdim *kd);
-/** Packs panels [lo, hi). `row(arg, r)` gives the bytes of row r of this rank's share at its first k;
- *  the k's of all slices are consecutive there, beginning at a block boundary. Rows past m->rows are
- *  not asked for. */
+/** Packs panels [lo, hi). `row(arg, r)` gives the bytes of row r of this rank's share at its first
+ * k; the k's of all slices are consecutive there, beginning at a block boundary. Rows past m->rows
+ * are not asked for. */
 void sh_mat_pack(const sh_mat *m, int lo, int hi, const uint8_t *(*row)(const void *arg, int r),
                  const void *arg);
 
 /* y (n_tok, ldy): y[t][o] for the outputs o of panels [panel_lo, panel_hi) that are below w->rows:
- * the tree sum over slices [slice_lo, slice_hi) of the slice's products with x. slice_lo..slice_hi is
- * one slice or an aligned subtree of the canonical tree (1, 2, 4 or 8 slices).
- * x (n_tok, ldx bytes) in the row's form, aligned to 64. Within a slice, k ascending:
- *   F32   acc = fma(w, x, acc), from 0
- *   BF16  per run of 32: even = fma chain over k = 0, 2, ..; odd over 1, 3, ..; from 0; acc += even + odd
- *         quantised weights become bf16(scale * q) first
- *   I8    per block: dot = sum of q's, exact; acc = fma((float)dot, scale_w * scale_x, acc) */
+ * the tree sum over slices [slice_lo, slice_hi) of the slice's products with x. slice_lo..slice_hi
+ * is one slice or an aligned subtree of the canonical tree (1, 2, 4 or 8 slices). x (n_tok, ldx
+ * bytes) in the row's form, aligned to 64. Within a slice, k ascending: F32   acc = fma(w, x, acc),
+ * from 0 BF16  per run of 32: even = fma chain over k = 0, 2, ..; odd over 1, 3, ..; from 0; acc +=
+ * even + odd quantised weights become bf16(scale * q) first I8    per block: dot = sum of q's,
+ * exact; acc = fma((float)dot, scale_w * scale_x, acc) */
 typedef void sh_matmul_fn(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
                           int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok);
 
@@ -86,9 +85,9 @@ typedef struct sh_kernels {
      *       all 0 if amax < 1e-30; scale NaN and q 0 if some x is infinite or NaN. */
     void (*prepare[SH_N_FORM])(void *y, const float *x, const sh_kdim *kd);
 
-    /* y[i] = g[i] * (x[i] * (1 / sqrt(mean(x^2) + eps))); x, g, y (n); y may be x. The mean: lane i%16
-     * sums x[i]^2 by fma, ascending; lanes are added in halves (8, 4, 2, 1).
-     * Source: Zhang & Sennrich 2019, arXiv:1910.07467, section 4. */
+    /* y[i] = g[i] * (x[i] * (1 / sqrt(mean(x^2) + eps))); x, g, y (n); y may be x. The mean: lane
+     * i%16 sums x[i]^2 by fma, ascending; lanes are added in halves (8, 4, 2, 1). Source: Zhang &
+     * Sennrich 2019, arXiv:1910.07467, section 4. */
     void (*rmsnorm)(float *y, const float *x, const float *g, int n, float eps);
 
     /* y[i] = y[i] + x[i] */
@@ -107,8 +106,8 @@ typedef struct sh_kernels {
      * kv_put stores k and v (head_dim) at position `at` of the page. */
     void (*kv_put[SH_N_DTYPE])(void *kpage, void *vpage, const float *k, const float *v, int at,
                                int head_dim);
-    /* s[h][j] = scale * (fma chain over d ascending of q[h][d] * k[j][d]), h < n_q, j < n_pos <= SH_PAGE.
-     * s (n_q, lds) may be written up to j = n_pos rounded up to 16. */
+    /* s[h][j] = scale * (fma chain over d ascending of q[h][d] * k[j][d]), h < n_q, j < n_pos <=
+     * SH_PAGE. s (n_q, lds) may be written up to j = n_pos rounded up to 16. */
     void (*attn_scores[SH_N_DTYPE])(float *s, size_t lds, const float *q, size_t ldq, int n_q,
                                     const void *kpage, int n_pos, int head_dim, float scale);
     /* o[h][d] = fma chain over j ascending of p[h][j] * v[j][d], from o[h][d]. */
@@ -120,13 +119,13 @@ typedef struct sh_kernels {
      * l = fma(l, a, l2 b), o = fma(o, a, o2 b). */
     void (*softmax_merge)(float *o, float *m, float *l, const float *o2, float m2, float l2, int n);
 
-    /* Attention of prompt tokens in bf16 arithmetic: one KV head, one span, n_row queries (tokens by the
-     * heads that share it), query r seeing the first n_pos[r] (1 to SH_SPAN) positions of the span.
-     * q[r] (head_dim); kpage, vpage: the span's pages. q, k, p and v are rounded to bf16.
+    /* Attention of prompt tokens in bf16 arithmetic: one KV head, one span, n_row queries (tokens
+     * by the heads that share it), query r seeing the first n_pos[r] (1 to SH_SPAN) positions of
+     * the span. q[r] (head_dim); kpage, vpage: the span's pages. q, k, p and v are rounded to bf16.
      *   s[j] = scale * the bf16 sum (as matmul, runs of 32 d's) of q[r] and k[j]
      *   m[r], l[r] = softmax_part of s over the positions it sees; p[j] = e^(s[j] - m)
-     *   o[r][d] = the bf16 sum over j (runs of 32 positions from the span's first) of p[j] * v[j][d]
-     * o (n_row, head_dim). f16 and bf16 caches only. */
+     *   o[r][d] = the bf16 sum over j (runs of 32 positions from the span's first) of p[j] *
+     * v[j][d] o (n_row, head_dim). f16 and bf16 caches only. */
     void (*attend_bf16[SH_N_DTYPE])(float *o, float *m, float *l, const float *const *q, int n_row,
                                     const int *n_pos, const void *const *kpage,
                                     const void *const *vpage, int head_dim, float scale);
@@ -158,19 +157,23 @@ bool sh_kernels_have_amx(void);
 /** The best instruction set that sh_kernels_init(k, NULL) uses. */
 const char *sh_kernels_best(void);
 
-/** Calls fn for every row that some instruction set fills in, with the one that serves it; `upto` and
- *  errors as sh_kernels_init. */
-sh_err sh_kernels_list(const char *upto, void (*fn)(void *arg, const char *row, const char *isa), void *arg);
+/** Calls fn for every row that some instruction set fills in, with the one that serves it; `upto`
+ * and errors as sh_kernels_init. */
+sh_err sh_kernels_list(const char *upto, void (*fn)(void *arg, const char *row, const char *isa),
+                       void *arg);
 
 /** The form that a weight type takes for one arithmetic of prompts; sampled tokens take
  *  sh_form_of(t, false). */
 static inline sh_form sh_form_of(sh_dtype t, bool bf16)
 {
     switch (t) {
-    case SH_BF16: return SH_FORM_BF16;
+    case SH_BF16:
+        return SH_FORM_BF16;
     case SH_Q8_0:
-    case SH_Q4_0: return bf16 ? SH_FORM_BF16 : SH_FORM_I8;
-    default: return SH_FORM_F32;
+    case SH_Q4_0:
+        return bf16 ? SH_FORM_BF16 : SH_FORM_I8;
+    default:
+        return SH_FORM_F32;
     }
 }
 

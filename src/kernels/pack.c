@@ -41,7 +41,8 @@ void sh_mat_layout(sh_mat *m, sh_dtype dtype, int rows, const sh_kdim *kd)
     /* bytes of SH_RUN k's of one panel */
     static const size_t run_bytes[SH_N_DTYPE] = {
         [SH_F32] = 2048, [SH_F16] = 1024, [SH_BF16] = 1024, [SH_Q8_0] = 544, [SH_Q4_0] = 288};
-    *m = (sh_mat){.dtype = dtype, .rows = rows, .n_panel = (rows + SH_LANES - 1) / SH_LANES, .kd = *kd};
+    *m = (sh_mat){
+        .dtype = dtype, .rows = rows, .n_panel = (rows + SH_LANES - 1) / SH_LANES, .kd = *kd};
     m->panel_bytes = pad64((size_t)kd->kp[kd->n_slice] / SH_RUN * run_bytes[dtype]);
 }
 
@@ -69,16 +70,23 @@ static void put_words(uint8_t *dst, const lanes *a, size_t off, int n, uint32_t 
 static void put_halves(uint8_t *dst, const lanes *a, int n)
 {
     for (int i = 0; i < n; i++)
-        for (int l = 0; l < SH_LANES; l++) memcpy(dst + (i * SH_LANES + l) * 2, a->src[l] + i * 2, 2);
+        for (int l = 0; l < SH_LANES; l++)
+            memcpy(dst + (i * SH_LANES + l) * 2, a->src[l] + i * 2, 2);
 }
 
 /* SH_RUN k's of all lanes become run number `run` of the panel, which has n_run. */
 static void pack_run(sh_dtype t, uint8_t *panel, size_t run, size_t n_run, const lanes *a)
 {
     switch (t) {
-    case SH_F32: put_words(panel + run * 2048, a, 0, 32, 0); break;
-    case SH_BF16: put_words(panel + run * 1024, a, 0, 16, 0); break;
-    case SH_F16: put_halves(panel + run * 1024, a, 32); break;
+    case SH_F32:
+        put_words(panel + run * 2048, a, 0, 32, 0);
+        break;
+    case SH_BF16:
+        put_words(panel + run * 1024, a, 0, 16, 0);
+        break;
+    case SH_F16:
+        put_halves(panel + run * 1024, a, 32);
+        break;
     case SH_Q8_0:
         put_words(panel + run * 512, a, 2, 8, 0x80808080u);
         put_halves(panel + n_run * 512 + run * 32, a, 1);
@@ -87,12 +95,14 @@ static void pack_run(sh_dtype t, uint8_t *panel, size_t run, size_t n_run, const
         put_words(panel + run * 256, a, 2, 4, 0);
         put_halves(panel + n_run * 256 + run * 32, a, 1);
         break;
-    default: break;
+    default:
+        break;
     }
 }
 
 /* The last k's of a slice, fewer than SH_RUN, filled up with zeros; plain types only. */
-static void pack_rest(const sh_mat *m, uint8_t *panel, size_t run, size_t n_run, const lanes *a, int n)
+static void pack_rest(const sh_mat *m, uint8_t *panel, size_t run, size_t n_run, const lanes *a,
+                      int n)
 {
     uint8_t row[SH_LANES][SH_RUN * 4] = {{0}};
     lanes rest;

@@ -22,7 +22,8 @@ sh_cost sh_cost_of(const sh_config *c, const sh_model_file *m, sh_dtype kv)
     for (int l = 0; l < c->n_layer; l++)
         for (const sh_tensor_row *r = c->family->layer; r->gguf; r++) {
             const sh_tensor *t = sh_family_tensor(m, r, l);
-            if (t && r->cols != SH_DIM_ONE) add_matrix(t, &cost.layer_bytes, &cost.layer_ops, of_type);
+            if (t && r->cols != SH_DIM_ONE)
+                add_matrix(t, &cost.layer_bytes, &cost.layer_ops, of_type);
         }
     for (int t = 0; t < SH_N_DTYPE; t++)
         if (of_type[t] > of_type[cost.dtype]) cost.dtype = (sh_dtype)t;

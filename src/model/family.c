@@ -24,8 +24,8 @@ static sh_err find_family(const sh_family **out, const sh_model_file *m)
     }
     int n = 0; /* only what can be shown */
     while (n < 64 && (size_t)n < arch.n && arch.p[n] > ' ' && arch.p[n] < 127) n++;
-    return sh_fail(SH_EFILE, "%s: family '%.*s' is not known; the known ones are: %s", m->file.path, n,
-                   arch.p, known);
+    return sh_fail(SH_EFILE, "%s: family '%.*s' is not known; the known ones are: %s", m->file.path,
+                   n, arch.p, known);
 }
 
 static void row_name(char *out, size_t cap, const char *pattern, int layer)
@@ -64,7 +64,8 @@ const sh_tensor_row *sh_family_row(const sh_config *c, const char *name, int *la
     return NULL;
 }
 
-static sh_err check_row(const sh_config *c, const sh_model_file *m, const sh_tensor_row *r, int layer)
+static sh_err check_row(const sh_config *c, const sh_model_file *m, const sh_tensor_row *r,
+                        int layer)
 {
     char name[128];
     row_name(name, sizeof name, r->gguf, layer);
@@ -76,7 +77,8 @@ static sh_err check_row(const sh_config *c, const sh_model_file *m, const sh_ten
     bool ok = vec ? t->n_dim == 1 && t->dim[0] == rows
                   : t->n_dim == 2 && t->dim[0] == cols && t->dim[1] == rows;
     if (!ok)
-        return sh_fail(SH_EFILE, "%s: tensor %s has shape (%" PRId64 ", %" PRId64 "); the model's sizes "
+        return sh_fail(SH_EFILE,
+                       "%s: tensor %s has shape (%" PRId64 ", %" PRId64 "); the model's sizes "
                        "ask for (%" PRId64 ", %" PRId64 ")",
                        m->file.path, name, t->dim[1], t->dim[0], vec ? 1 : rows, vec ? rows : cols);
     if (vec && sh_dtypes[t->dtype].block != 1)
@@ -92,7 +94,8 @@ sh_err sh_config_read(sh_config *c, const sh_model_file *m)
     const sh_tensor *embd = sh_model_file_tensor(m, "token_embd.weight");
     if (!embd) {
         return sh_fail(SH_EFILE, "%s: tensor token_embd.weight is missing: %s", m->file.path,
-                       m->n_tensor ? "not a whole model" : "the file holds a vocabulary, not a model");
+                       m->n_tensor ? "not a whole model"
+                                   : "the file holds a vocabulary, not a model");
     }
     if (embd->dim[1] > 1 << 24)
         return sh_fail(SH_EFILE, "%s: a vocabulary of %" PRId64 " tokens; at most %d", m->file.path,

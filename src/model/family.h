@@ -1,5 +1,5 @@
-/* Families of models, as data: which tensors there are, their names, shapes and splits. Loader, planner,
- * converter, memory estimate and `shoal inspect` all walk these rows.
+/* Families of models, as data: which tensors there are, their names, shapes and splits. Loader,
+ * planner, converter, memory estimate and `shoal inspect` all walk these rows.
  *
  * A family is one const struct in families/ and one row in sh_families. */
 #ifndef SH_MODEL_FAMILY_H
@@ -15,11 +15,11 @@
 typedef enum sh_dim {
     SH_DIM_ONE,
     SH_DIM_EMBD,
-    SH_DIM_Q,    /* n_head * head_dim */
-    SH_DIM_KV,   /* n_kv_head * head_dim */
+    SH_DIM_Q,  /* n_head * head_dim */
+    SH_DIM_KV, /* n_kv_head * head_dim */
     SH_DIM_FF,
     SH_DIM_VOCAB,
-    SH_DIM_ROT,  /* pairs that are rotated: n_rot / 2 */
+    SH_DIM_ROT, /* pairs that are rotated: n_rot / 2 */
     SH_N_DIM
 } sh_dim;
 
@@ -48,10 +48,10 @@ typedef struct sh_ends {
 } sh_ends;
 
 typedef struct sh_tensor_row {
-    size_t field;       /* offset of the sh_weight in sh_layer or sh_ends */
-    const char *gguf;   /* its name in GGUF; %d is the layer */
-    const char *hf;     /* its name in a Hugging Face folder */
-    sh_dim rows, cols;  /* (rows, cols), rows = outputs; a vector has cols SH_DIM_ONE */
+    size_t field;      /* offset of the sh_weight in sh_layer or sh_ends */
+    const char *gguf;  /* its name in GGUF; %d is the layer */
+    const char *hf;    /* its name in a Hugging Face folder */
+    sh_dim rows, cols; /* (rows, cols), rows = outputs; a vector has cols SH_DIM_ONE */
     sh_split split;
     const char *instead; /* GGUF name of the tensor that serves where this one is missing */
     bool optional;
@@ -66,7 +66,7 @@ typedef struct sh_config {
 } sh_config;
 
 typedef struct sh_family {
-    const char *name; /* general.architecture in GGUF */
+    const char *name;           /* general.architecture in GGUF */
     const sh_tensor_row *layer; /* end with a row whose gguf is NULL */
     const sh_tensor_row *ends;
     /* Fills all but family and dim[SH_DIM_VOCAB]. */
@@ -76,12 +76,13 @@ typedef struct sh_family {
 extern const sh_family *const sh_families[]; /* ends with NULL */
 extern const sh_family sh_family_llama;
 
-/** Which family the file is, its sizes, and that every tensor is there in the right shape and no other
- *  is. SH_EFILE: the sentence names the file and the fault; for an unknown family it lists the known. */
+/** Which family the file is, its sizes, and that every tensor is there in the right shape and no
+ * other is. SH_EFILE: the sentence names the file and the fault; for an unknown family it lists the
+ * known. */
 sh_err sh_config_read(sh_config *c, const sh_model_file *m);
 
-/** The row that a tensor of that name belongs to, and its layer (-1: none); NULL if the family has no
- *  such tensor. */
+/** The row that a tensor of that name belongs to, and its layer (-1: none); NULL if the family has
+ * no such tensor. */
 const sh_tensor_row *sh_family_row(const sh_config *c, const char *name, int *layer);
 
 /** The tensor of a row and layer; NULL if the file has neither it nor its substitute. */
@@ -90,8 +91,8 @@ const sh_tensor *sh_family_tensor(const sh_model_file *m, const sh_tensor_row *r
 /** "whole", "by row", "by column", "lookup" */
 const char *sh_split_name(sh_split s);
 
-/** The largest quantisation block of a BY_COL tensor with that inner dimension: its slices must not cut
- *  blocks. At least 1. */
+/** The largest quantisation block of a BY_COL tensor with that inner dimension: its slices must not
+ * cut blocks. At least 1. */
 int sh_config_block(const sh_config *c, const sh_model_file *m, sh_dim cols);
 
 #endif

@@ -1,5 +1,5 @@
-/* The layers come first, on one page: sh_forward_layers. What they call stands below them in the order
- * of use, except that C wants helpers before their users: so read from the bottom up. */
+/* The layers come first, on one page: sh_forward_layers. What they call stands below them in the
+ * order of use, except that C wants helpers before their users: so read from the bottom up. */
 #include "model/forward.h"
 
 #include <assert.h>
@@ -67,7 +67,8 @@ static void prepare_share(void *arg, int thread, int n_thread)
     size_t stride = sh_form_bytes(j->form, j->kd);
     sh_share(j->hi - j->lo, thread, n_thread, &lo, &hi);
     for (int t = j->lo + lo; t < j->lo + hi; t++)
-        f->k->prepare[j->form]((char *)f->act[j->form] + (size_t)t * stride, j->x + (size_t)t * n, j->kd);
+        f->k->prepare[j->form]((char *)f->act[j->form] + (size_t)t * stride, j->x + (size_t)t * n,
+                               j->kd);
 }
 
 /* One matrix of a group that is multiplied by the same x. */
@@ -86,15 +87,17 @@ typedef struct matmul_job {
 } matmul_job;
 
 /* The panels [lo, hi) of one matrix, for tokens [t0, t1), which all have the same arithmetic. */
-static void matmul_tokens(const matmul_job *j, const product *p, int lo, int hi, int t0, int t1, bool bf16)
+static void matmul_tokens(const matmul_job *j, const product *p, int lo, int hi, int t0, int t1,
+                          bool bf16)
 {
     const sh_forward *f = j->f;
     const sh_mat *m = &p->w->mat;
     sh_form form = sh_form_of(m->dtype, bf16);
     size_t ldx = sh_form_bytes(form, &m->kd);
     if (t0 < t1 && lo < hi)
-        f->k->matmul[m->dtype][form](p->y + (size_t)t0 * p->ldy, p->ldy, m, lo, hi, j->slice.lo, j->slice.hi,
-                                     (const char *)f->act[form] + (size_t)t0 * ldx, ldx, t1 - t0);
+        f->k->matmul[m->dtype][form](p->y + (size_t)t0 * p->ldy, p->ldy, m, lo, hi, j->slice.lo,
+                                     j->slice.hi, (const char *)f->act[form] + (size_t)t0 * ldx,
+                                     ldx, t1 - t0);
 }
 
 static void matmul_share(void *arg, int thread, int n_thread)
@@ -115,9 +118,9 @@ static void matmul_share(void *arg, int thread, int n_thread)
     }
 }
 
-/* p[i].y (n_tok, ldy) = x (n_tok, k) times each matrix, all of which have the same k's; the tree sum of
- * the slices [slice.lo, slice.hi). The first n_sampled tokens are sampled ones. `fresh`: x is not yet
- * prepared. */
+/* p[i].y (n_tok, ldy) = x (n_tok, k) times each matrix, all of which have the same k's; the tree
+ * sum of the slices [slice.lo, slice.hi). The first n_sampled tokens are sampled ones. `fresh`: x
+ * is not yet prepared. */
 static void matmul(sh_forward *f, const product *p, int n_product, const float *x, sh_range slice,
                    int n_sampled, int n_tok, bool fresh)
 {
@@ -155,7 +158,7 @@ static sh_err matmul_sum(sh_forward *f, const sh_weight *w, const float *x)
 typedef struct layer_job {
     sh_forward *f;
     int layer; /* of this stage */
-    float *x;  /* (n_tok, n_embd) */
+    bool bf16; /* its prompts attend in bf16 */
 } layer_job;
 
 /* Rotates q and k of some tokens and puts k and v into the cache. */
@@ -174,13 +177,14 @@ static void store_share(void *arg, int thread, int n_thread)
         int slot = f->tok_slot[t], pos = f->tok_pos[t];
         for (int h = 0; h < n_kv / head_dim; h++)
             f->k->kv_put[f->kv->dtype](sh_kv_k(f->kv, slot, pos / SH_PAGE, j->layer, h),
-                                       sh_kv_v(f->kv, slot, pos / SH_PAGE, j->layer, h), k + h * head_dim,
-                                       v + h * head_dim, pos % SH_PAGE, head_dim);
+                                       sh_kv_v(f->kv, slot, pos / SH_PAGE, j->layer, h),
+                                       k + h * head_dim, v + h * head_dim, pos % SH_PAGE, head_dim);
     }
 }
 
-/* The heads q (n_q, head_dim) of one token that share KV head `kv_head`; out: the same shape. Spans of
- * SH_SPAN positions, at multiples of it, are summed each by itself and merged in ascending order. */
+/* The heads q (n_q, head_dim) of one token that share KV head `kv_head`; out: the same shape. Spans
+ * of SH_SPAN positions, at multiples of it, are summed each by itself and merged in ascending
+ * order. */
 static void attend(const sh_forward *f, float *out, const float *q, int n_q, int layer, int kv_head,
                    int slot, int pos, float *scratch)
 {
@@ -192,30 +196,33 @@ static void attend(const sh_forward *f, float *out, const float *q, int n_q, int
         float *o = at == 0 ? out : o2, m2[64], l2[64];
         memset(o, 0, (size_t)n_q * (size_t)head_dim * sizeof *o);
         for (int i = 0; i < end; i += SH_PAGE)
-            f->k->attn_scores[f->kv->dtype](s + i, SH_SPAN, q, (size_t)head_dim, n_q,
-                                            sh_kv_k(f->kv, slot, (at + i) / SH_PAGE, layer, kv_head),
-                                            end - i < SH_PAGE ? end - i : SH_PAGE, head_dim, scale);
-        for (int h = 0; h < n_q; h++) m2[h] = f->k->softmax_part(s + (size_t)h * SH_SPAN, end, &l2[h]);
+            f->k->attn_scores[f->kv->dtype](
+                s + i, SH_SPAN, q, (size_t)head_dim, n_q,
+                sh_kv_k(f->kv, slot, (at + i) / SH_PAGE, layer, kv_head),
+                end - i < SH_PAGE ? end - i : SH_PAGE, head_dim, scale);
+        for (int h = 0; h < n_q; h++)
+            m2[h] = f->k->softmax_part(s + (size_t)h * SH_SPAN, end, &l2[h]);
         for (int i = 0; i < end; i += SH_PAGE)
-            f->k->attn_values[f->kv->dtype](o, (size_t)head_dim, s + i, SH_SPAN, n_q,
-                                            sh_kv_v(f->kv, slot, (at + i) / SH_PAGE, layer, kv_head),
-                                            end - i < SH_PAGE ? end - i : SH_PAGE, head_dim);
+            f->k->attn_values[f->kv->dtype](
+                o, (size_t)head_dim, s + i, SH_SPAN, n_q,
+                sh_kv_v(f->kv, slot, (at + i) / SH_PAGE, layer, kv_head),
+                end - i < SH_PAGE ? end - i : SH_PAGE, head_dim);
         for (int h = 0; h < n_q; h++) {
             if (at == 0)
                 m[h] = m2[h], l[h] = l2[h];
             else
-                f->k->softmax_merge(out + (size_t)h * head_dim, &m[h], &l[h], o2 + (size_t)h * head_dim,
-                                    m2[h], l2[h], head_dim);
+                f->k->softmax_merge(out + (size_t)h * head_dim, &m[h], &l[h],
+                                    o2 + (size_t)h * head_dim, m2[h], l2[h], head_dim);
         }
     }
     for (int h = 0; h < n_q; h++)
         for (int d = 0; d < head_dim; d++) out[h * head_dim + d] /= l[h];
 }
 
-/* The bf16 arithmetic: tokens [t0, t1) of one prompt, heads [h0, h1) of this rank, which share KV head
- * `kv_head`; at most SH_ROWS rows. Spans as in `attend`. */
-static void attend_prompt(const sh_forward *f, int t0, int t1, int h0, int h1, int layer, int kv_head,
-                          float *o2)
+/* The bf16 arithmetic: tokens [t0, t1) of one prompt, heads [h0, h1) of this rank, which share KV
+ * head `kv_head`; at most SH_ROWS rows. Spans as in `attend`. */
+static void attend_prompt(const sh_forward *f, int t0, int t1, int h0, int h1, int layer,
+                          int kv_head, float *o2)
 {
     int head_dim = f->config->head_dim, n_head = h1 - h0, n_row = (t1 - t0) * n_head;
     size_t dim = (size_t)head_dim, n_q = (size_t)n_of(f, SH_DIM_Q);
@@ -232,14 +239,17 @@ static void attend_prompt(const sh_forward *f, int t0, int t1, int h0, int h1, i
     }
     for (int at = 0, r0 = 0; at <= pos[n_row - 1]; at += SH_SPAN) {
         const void *k[SH_SPAN / SH_PAGE], *v[SH_SPAN / SH_PAGE];
-        while (pos[r0] < at) r0++; /* rows ascend by position: the first ones may not reach this span */
-        for (int r = r0; r < n_row; r++) n_pos[r] = pos[r] - at < SH_SPAN ? pos[r] - at + 1 : SH_SPAN;
+        while (pos[r0] < at)
+            r0++; /* rows ascend by position: the first ones may not reach this span */
+        for (int r = r0; r < n_row; r++)
+            n_pos[r] = pos[r] - at < SH_SPAN ? pos[r] - at + 1 : SH_SPAN;
         for (int p = 0; p < SH_SPAN / SH_PAGE; p++) {
             bool there = at + p * SH_PAGE <= pos[n_row - 1];
             k[p] = there ? sh_kv_k(f->kv, slot, at / SH_PAGE + p, layer, kv_head) : NULL;
             v[p] = there ? sh_kv_v(f->kv, slot, at / SH_PAGE + p, layer, kv_head) : NULL;
         }
-        f->k->attend_bf16[f->kv->dtype](o2, m2, l2, q + r0, n_row - r0, n_pos + r0, k, v, head_dim, scale);
+        f->k->attend_bf16[f->kv->dtype](o2, m2, l2, q + r0, n_row - r0, n_pos + r0, k, v, head_dim,
+                                        scale);
         for (int r = r0; r < n_row; r++) {
             const float *o = o2 + (size_t)(r - r0) * dim;
             if (at == 0) {
@@ -261,23 +271,28 @@ static void attend_share(void *arg, int thread, int n_thread)
     const sh_forward *f = j->f;
     int head_dim = f->config->head_dim, group = f->config->n_head / f->config->n_kv_head;
     int n_kv = n_of(f, SH_DIM_KV) / head_dim, n_q = n_of(f, SH_DIM_Q) / head_dim, lo, hi;
-    int q_lo = f->plan->local[SH_DIM_Q].lo / head_dim, kv_lo = f->plan->local[SH_DIM_KV].lo / head_dim;
+    int q_lo = f->plan->local[SH_DIM_Q].lo / head_dim,
+        kv_lo = f->plan->local[SH_DIM_KV].lo / head_dim;
     int at_once = group < 64 ? group : 64; /* heads */
     float *scratch = f->span + (size_t)thread * f->span_floats;
     sh_share(f->n_block * n_kv, thread, n_thread, &lo, &hi);
     for (int i = lo; i < hi; i++) {
-        int b = i / n_kv, kv = i % n_kv, t = f->block[b].lo;
+        int b = i / n_kv, kv = i % n_kv;
         /* its heads among this rank's */
         int h = (kv_lo + kv) * group - q_lo, end = h + group;
         if (h < 0) h = 0;
         if (end > n_q) end = n_q;
         for (int n; h < end; h += n) {
             n = end - h < at_once ? end - h : at_once;
-            size_t off = ((size_t)t * (size_t)n_q + (size_t)h) * (size_t)head_dim;
-            if (t >= f->n_sampled && f->attend_bf16)
-                attend_prompt(f, t, f->block[b].hi, h, h + n, j->layer, kv, scratch);
-            else
-                attend(f, f->ao + off, f->q + off, n, j->layer, kv, f->tok_slot[t], f->tok_pos[t], scratch);
+            if (f->block[b].lo >= f->n_sampled && j->bf16) {
+                attend_prompt(f, f->block[b].lo, f->block[b].hi, h, h + n, j->layer, kv, scratch);
+                continue;
+            }
+            for (int t = f->block[b].lo; t < f->block[b].hi; t++) {
+                size_t off = ((size_t)t * (size_t)n_q + (size_t)h) * (size_t)head_dim;
+                attend(f, f->ao + off, f->q + off, n, j->layer, kv, f->tok_slot[t], f->tok_pos[t],
+                       scratch);
+            }
         }
     }
 }
@@ -297,11 +312,18 @@ static void silu_share(void *arg, int thread, int n_thread)
     f->k->silu_mul(f->gate + (size_t)lo * n, f->up + (size_t)lo * n, (size_t)(hi - lo) * (size_t)n);
 }
 
+/* Prompts attend as their products are computed: in bf16 where those are, unless the cache is f32.
+ */
+static bool attends_in_bf16(const sh_forward *f, const sh_layer *w)
+{
+    return f->kv->dtype != SH_F32 && sh_form_of(w->wq.src->dtype, f->arith_bf16) == SH_FORM_BF16;
+}
+
 /* On entry f->xn holds the norm of x, but for the first layer; on return that of the next layer. */
 static sh_err layer(sh_forward *f, int l, float *x)
 {
     const sh_layer *w = &f->w->layer[l];
-    layer_job job = {f, l, x};
+    layer_job job = {f, l, attends_in_bf16(f, w)};
     size_t n_q = (size_t)n_of(f, SH_DIM_Q), n_kv = (size_t)n_of(f, SH_DIM_KV);
     size_t n_ff = (size_t)n_of(f, SH_DIM_FF);
     product qkv[] = {{&w->wq, f->q, n_q}, {&w->wk, f->kk, n_kv}, {&w->wv, f->v, n_kv}};
@@ -322,8 +344,8 @@ static sh_err layer(sh_forward *f, int l, float *x)
     return SH_OK;
 }
 
-/* Blocks of tokens for attention: single ones, or for the bf16 arithmetic as many of one prompt as make up
- * SH_ROWS rows with the heads of a group. */
+/* Blocks of tokens for attention: single ones, or if some layer attends in bf16 as many of one
+ * prompt as make up SH_ROWS rows with the heads of a group. */
 static void make_blocks(sh_forward *f, const sh_step *step)
 {
     int group = f->config->n_head / f->config->n_kv_head, t = 0;
@@ -342,7 +364,8 @@ static sh_err begin_step(sh_forward *f, const sh_step *step)
 {
     int t = 0, half = f->config->n_rot / 2;
     if (step->n_tok > (uint32_t)f->n_batch)
-        return sh_fail(SH_EPEER, "a step of %u tokens; at most %d were agreed", step->n_tok, f->n_batch);
+        return sh_fail(SH_EPEER, "a step of %u tokens; at most %d were agreed", step->n_tok,
+                       f->n_batch);
     f->n_sampled = 0;
     for (uint32_t i = 0; i < step->n_seq; i++) {
         const sh_step_seq *q = &step->seq[i];
@@ -379,7 +402,8 @@ sh_err sh_forward_head(sh_forward *f, const sh_step *step, const float *x, float
     int n = 0, n_sampled = 0;
     for (uint32_t i = 0; i < step->n_seq; t += step->seq[i++].n_tok) {
         if (!step->seq[i].logits) continue;
-        memcpy(f->xn + (size_t)n * n_embd, x + (t + step->seq[i].n_tok - 1) * n_embd, n_embd * sizeof *x);
+        memcpy(f->xn + (size_t)n * n_embd, x + (t + step->seq[i].n_tok - 1) * n_embd,
+               n_embd * sizeof *x);
         n_sampled += !step->seq[i].prompt;
         n++;
     }
@@ -393,9 +417,11 @@ sh_err sh_forward_head(sh_forward *f, const sh_step *step, const float *x, float
 void sh_forward_embed(const sh_forward *f, float *x, const uint32_t *ids, int n)
 {
     const sh_tensor *t = f->w->ends.embd.src;
-    size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD], row_bytes = sh_dtype_bytes(t->dtype, n_embd);
+    size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD],
+           row_bytes = sh_dtype_bytes(t->dtype, n_embd);
     for (int i = 0; i < n; i++)
-        sh_dtypes[t->dtype].to_f32(x + (size_t)i * n_embd, t->data + (size_t)ids[i] * row_bytes, n_embd);
+        sh_dtypes[t->dtype].to_f32(x + (size_t)i * n_embd, t->data + (size_t)ids[i] * row_bytes,
+                                   n_embd);
 }
 
 /* ---- opening ---- */
@@ -435,7 +461,8 @@ sh_err sh_forward_open(sh_forward *f)
     size_t one = (group < 64 ? group : 64) * (size_t)(SH_SPAN + c->head_dim);
     size_t prompt = (size_t)SH_ROWS * (size_t)c->head_dim;
     f->span_floats = one > prompt ? one : prompt;
-    f->attend_bf16 = f->arith_bf16 && f->k->attend_bf16[f->kv->dtype];
+    for (int l = 0; l < sh_range_n(f->plan->layer); l++)
+        f->attend_bf16 |= attends_in_bf16(f, &f->w->layer[l]);
     if ((size_t)f->n_slot > n_row) n_row = (size_t)f->n_slot;
     struct {
         float **p;
@@ -469,8 +496,8 @@ sh_err sh_forward_open(sh_forward *f)
         f->freq[i] = sh_exp(-2.0 * (double)i / c->n_rot * sh_ln(c->rope_base)) / c->rope_linear;
         if (factor) f->freq[i] /= (double)factor[i];
         if (!(f->freq[i] > 0 && f->freq[i] < 1e6)) {
-            err = sh_fail(SH_EFILE, "the rotary frequency of pair %zu is %g: the file is damaged", i,
-                          f->freq[i]);
+            err = sh_fail(SH_EFILE, "the rotary frequency of pair %zu is %g: the file is damaged",
+                          i, f->freq[i]);
             goto out;
         }
     }
@@ -482,10 +509,11 @@ out:
 
 void sh_forward_close(sh_forward *f)
 {
-    void **all[] = {(void **)&f->xn,   (void **)&f->q,  (void **)&f->kk,  (void **)&f->v,
-                    (void **)&f->ao,   (void **)&f->gate, (void **)&f->up, (void **)&f->y,
-                    (void **)&f->cos,  (void **)&f->sin, (void **)&f->span, (void **)&f->tok_slot,
-                    (void **)&f->tok_pos, (void **)&f->freq, (void **)&f->vocab, (void **)&f->block};
+    void **all[] = {
+        (void **)&f->xn,      (void **)&f->q,    (void **)&f->kk,    (void **)&f->v,
+        (void **)&f->ao,      (void **)&f->gate, (void **)&f->up,    (void **)&f->y,
+        (void **)&f->cos,     (void **)&f->sin,  (void **)&f->span,  (void **)&f->tok_slot,
+        (void **)&f->tok_pos, (void **)&f->freq, (void **)&f->vocab, (void **)&f->block};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         free(*all[i]);
         *all[i] = NULL;

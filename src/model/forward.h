@@ -22,29 +22,29 @@ typedef struct sh_forward {
     bool arith_bf16; /* arithmetic of prompts: bf16, else int8 */
 
     /* scratch for one step, shapes in comments; _local: this rank's share */
-    float *xn;        /* (n_batch, n_embd) */
-    float *q, *kk, *v; /* (n_batch, n_q_local), (n_batch, n_kv_local) twice */
-    float *ao;        /* (n_batch, n_q_local) */
-    float *gate, *up; /* (n_batch, n_ff_local) */
-    float *y;         /* (n_batch, n_embd) */
-    float *cos, *sin; /* (n_batch, n_rot/2) */
-    double *freq;     /* (n_rot/2) */
+    float *xn;            /* (n_batch, n_embd) */
+    float *q, *kk, *v;    /* (n_batch, n_q_local), (n_batch, n_kv_local) twice */
+    float *ao;            /* (n_batch, n_q_local) */
+    float *gate, *up;     /* (n_batch, n_ff_local) */
+    float *y;             /* (n_batch, n_embd) */
+    float *cos, *sin;     /* (n_batch, n_rot/2) */
+    double *freq;         /* (n_rot/2) */
     void *act[SH_N_FORM]; /* (n_batch, act_bytes): activations prepared for a product */
     size_t act_bytes[SH_N_FORM];
     sh_range *vocab; /* columns of the head of each rank */
     float *span;     /* (n_thread, span_floats): parts of attention */
     size_t span_floats;
     int *tok_slot, *tok_pos; /* (n_batch) */
-    int n_tok, n_sampled;    /* of the step under way: the first n_sampled tokens are sampled ones */
-    sh_range *block;         /* n_block runs of tokens that attention takes together */
+    int n_tok, n_sampled; /* of the step under way: the first n_sampled tokens are sampled ones */
+    sh_range *block;      /* n_block runs of tokens that attention takes together */
     int n_block;
-    bool attend_bf16; /* prompts attend in bf16: that arithmetic, and a KV cache that is not f32 */
+    bool attend_bf16; /* prompts of some layer attend in bf16 */
 } sh_forward;
 
 enum { SH_ROWS = 128 }; /* queries that attention takes together at most */
 
-/** Allocates the scratch; the fields above it are set by the caller. Floats of a group part and bytes of
- *  a broadcast that the caller must have given the group: sh_forward_part_floats. */
+/** Allocates the scratch; the fields above it are set by the caller. Floats of a group part and
+ * bytes of a broadcast that the caller must have given the group: sh_forward_part_floats. */
 sh_err sh_forward_open(sh_forward *f);
 void sh_forward_close(sh_forward *f);
 size_t sh_forward_part_floats(const sh_config *c, int n_rank, int n_batch, int n_slot);
@@ -56,8 +56,8 @@ void sh_forward_embed(const sh_forward *f, float *x, const uint32_t *ids, int n)
  *  Sampled sequences come before prompts in a step. SH_EPEER: a malformed step, or a lost rank. */
 sh_err sh_forward_layers(sh_forward *f, const sh_step *step, float *x);
 
-/** On the starter: logits (number of sequences that want them, n_vocab) of the last tokens of the step's
- *  sequences that want logits, in the step's order; on rank 0, the others may give NULL. */
+/** On the starter: logits (number of sequences that want them, n_vocab) of the last tokens of the
+ * step's sequences that want logits, in the step's order; on rank 0, the others may give NULL. */
 sh_err sh_forward_head(sh_forward *f, const sh_step *step, const float *x, float *logits);
 
 #endif

@@ -5,7 +5,8 @@
 
 #include "base/mem.h"
 
-sh_err sh_kv_open(sh_kv *kv, const sh_plan *p, const sh_config *c, sh_dtype dtype, int n_ctx, int n_slot)
+sh_err sh_kv_open(sh_kv *kv, const sh_plan *p, const sh_config *c, sh_dtype dtype, int n_ctx,
+                  int n_slot)
 {
     sh_err err;
     size_t pool_bytes;
@@ -20,14 +21,16 @@ sh_err sh_kv_open(sh_kv *kv, const sh_plan *p, const sh_config *c, sh_dtype dtyp
     kv->page_bytes = (size_t)kv->n_layer * (size_t)kv->n_head * 2 * kv->head_bytes;
     if (__builtin_mul_overflow(kv->pages_per_slot, n_slot, &kv->n_page) ||
         !sh_mul_size((size_t)kv->n_page, kv->page_bytes, &pool_bytes))
-        return sh_fail(SH_EARG, "%d sequences of %d positions: too many; give less (-c, -np)", n_slot, n_ctx);
+        return sh_fail(SH_EARG, "%d sequences of %d positions: too many; give less (-c, -np)",
+                       n_slot, n_ctx);
     size_t n_page = (size_t)kv->n_page;
     SH_GOTO(sh_alloc(&kv->n_ref, n_page, sizeof(int), "the KV cache"));
     SH_GOTO(sh_alloc(&kv->free_page, n_page, sizeof(int), "the KV cache"));
     SH_GOTO(sh_alloc(&kv->page_table, n_page, sizeof(int), "the KV cache"));
     SH_GOTO(sh_alloc(&kv->slot, (size_t)n_slot, sizeof *kv->slot, "the KV cache"));
     SH_GOTO(sh_map(&kv->pool, pool_bytes, "the KV cache"));
-    for (int s = 0; s < n_slot; s++) kv->slot[s].page = kv->page_table + (size_t)s * kv->pages_per_slot;
+    for (int s = 0; s < n_slot; s++)
+        kv->slot[s].page = kv->page_table + (size_t)s * kv->pages_per_slot;
     for (int i = kv->n_page; i > 0; i--) kv->free_page[kv->n_free++] = i - 1;
     return SH_OK;
 out:
@@ -50,7 +53,8 @@ static int n_page_of(int n_pos)
     return (n_pos + SH_PAGE - 1) / SH_PAGE;
 }
 
-/* There are as many pages as slots can name, and a shared page is named twice: one is always free. */
+/* There are as many pages as slots can name, and a shared page is named twice: one is always free.
+ */
 static int take_page(sh_kv *kv)
 {
     int page = kv->free_page[--kv->n_free];
@@ -79,8 +83,8 @@ static sh_err apply_op(sh_kv *kv, const sh_step_op *op)
     if (op->kind == SH_OP_FREE) return SH_OK;
     if (op->src >= (uint32_t)kv->n_slot || op->src == op->slot ||
         op->n_pos > (uint32_t)kv->slot[op->src].n_pos)
-        return sh_fail(SH_EPEER, "a step copies %u positions of slot %u, which are not there", op->n_pos,
-                       op->src);
+        return sh_fail(SH_EPEER, "a step copies %u positions of slot %u, which are not there",
+                       op->n_pos, op->src);
     for (int i = 0; i < n_page_of((int)op->n_pos); i++) {
         dst->page[i] = kv->slot[op->src].page[i];
         kv->n_ref[dst->page[i]]++;
@@ -93,8 +97,8 @@ static sh_err make_room(sh_kv *kv, const sh_step_seq *q)
 {
     if (q->slot >= (uint32_t)kv->n_slot || q->pos > (uint32_t)kv->slot[q->slot].n_pos ||
         q->n_tok > (uint32_t)kv->n_ctx - q->pos)
-        return sh_fail(SH_EPEER, "a step writes positions %u to %u of slot %u, which do not fit", q->pos,
-                       q->pos + q->n_tok, q->slot);
+        return sh_fail(SH_EPEER, "a step writes positions %u to %u of slot %u, which do not fit",
+                       q->pos, q->pos + q->n_tok, q->slot);
     sh_kv_slot *s = &kv->slot[q->slot];
     truncate(kv, s, (int)q->pos);
     int end = (int)(q->pos + q->n_tok), last = n_page_of(s->n_pos);

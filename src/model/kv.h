@@ -1,6 +1,6 @@
-/* The KV cache of one rank: pages of SH_PAGE positions, counted, shared between sequences that have the
- * same beginning, and copied when one of them writes. Every rank of every stage applies the same steps,
- * so all caches agree on which position lies in which page. */
+/* The KV cache of one rank: pages of SH_PAGE positions, counted, shared between sequences that have
+ * the same beginning, and copied when one of them writes. Every rank of every stage applies the
+ * same steps, so all caches agree on which position lies in which page. */
 #ifndef SH_MODEL_KV_H
 #define SH_MODEL_KV_H
 
@@ -26,11 +26,12 @@ typedef struct sh_kv {
 } sh_kv;
 
 /** Room for n_slot sequences of n_ctx positions. Memory is taken from the system as it is used. */
-sh_err sh_kv_open(sh_kv *kv, const sh_plan *p, const sh_config *c, sh_dtype dtype, int n_ctx, int n_slot);
+sh_err sh_kv_open(sh_kv *kv, const sh_plan *p, const sh_config *c, sh_dtype dtype, int n_ctx,
+                  int n_slot);
 void sh_kv_close(sh_kv *kv);
 
-/** Does the step's operations and makes room for its tokens. SH_EPEER: the step names what is not there;
- *  the cache can then only be closed. */
+/** Does the step's operations and makes room for its tokens. SH_EPEER: the step names what is not
+ * there; the cache can then only be closed. */
 sh_err sh_kv_apply(sh_kv *kv, const sh_step *step);
 
 /** K and V of one head of this rank at page number `page` (position / SH_PAGE) of a slot. */

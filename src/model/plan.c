@@ -31,8 +31,8 @@ static size_t layer_bytes(const sh_config *c, const sh_model_file *m, int l)
 sh_err sh_plan_stages(sh_range *layer, const sh_config *c, const sh_model_file *m, int n_stage)
 {
     if (n_stage < 1 || n_stage > c->n_layer)
-        return sh_fail(SH_EARG, "%d stages for a model of %d layers: give 1 to %d", n_stage, c->n_layer,
-                       c->n_layer);
+        return sh_fail(SH_EARG, "%d stages for a model of %d layers: give 1 to %d", n_stage,
+                       c->n_layer, c->n_layer);
     size_t head = 0, total, done;
     for (const sh_tensor_row *r = c->family->ends; r->gguf; r++)
         if (r->split == SH_BY_ROW) head += sh_family_tensor(m, r, -1)->n_bytes;
@@ -46,7 +46,8 @@ sh_err sh_plan_stages(sh_range *layer, const sh_config *c, const sh_model_file *
             done += layer_bytes(c, m, l++);
             /* one more if that brings the sum nearer to this stage's end */
         } while (l < c->n_layer - left &&
-                 (left == 0 || done + layer_bytes(c, m, l) / 2 <= total / (size_t)n_stage * (size_t)(s + 1)));
+                 (left == 0 ||
+                  done + layer_bytes(c, m, l) / 2 <= total / (size_t)n_stage * (size_t)(s + 1)));
         layer[s].hi = l;
     }
     return SH_OK;
@@ -63,7 +64,8 @@ sh_range sh_plan_vocab(const sh_config *c, int rank, int n_rank)
 void sh_plan_make(sh_plan *p, const sh_config *c, const sh_model_file *m, int stage, int n_stage,
                   sh_range layer, int rank, int n_rank)
 {
-    *p = (sh_plan){.stage = stage, .n_stage = n_stage, .rank = rank, .n_rank = n_rank, .layer = layer};
+    *p = (sh_plan){
+        .stage = stage, .n_stage = n_stage, .rank = rank, .n_rank = n_rank, .layer = layer};
     p->slice = sh_rank_slices(rank, n_rank);
     int q_block = sh_config_block(c, m, SH_DIM_Q), ff_block = sh_config_block(c, m, SH_DIM_FF);
     cut(p->q_bound, c->dim[SH_DIM_Q], c->head_dim / gcd(c->head_dim, q_block) * q_block);

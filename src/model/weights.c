@@ -9,7 +9,8 @@
 
 #include "base/mem.h"
 
-/* Calls fn for every tensor of this rank: those of its layers, and on the starter those of the ends. */
+/* Calls fn for every tensor of this rank: those of its layers, and on the starter those of the
+ * ends. */
 typedef sh_err visit_fn(void *arg, const sh_tensor_row *r, const sh_tensor *t, sh_weight *w);
 
 static sh_err visit(sh_weights *w, const sh_model_file *m, visit_fn *fn, void *arg)
@@ -24,7 +25,8 @@ static sh_err visit(sh_weights *w, const sh_model_file *m, visit_fn *fn, void *a
     for (int l = p->layer.lo; l < p->layer.hi; l++)
         for (const sh_tensor_row *r = w->config->family->layer; r->gguf; r++) {
             const sh_tensor *t = sh_family_tensor(m, r, l);
-            if (t) SH_TRY(fn(arg, r, t, (sh_weight *)((char *)&w->layer[l - p->layer.lo] + r->field)));
+            if (t)
+                SH_TRY(fn(arg, r, t, (sh_weight *)((char *)&w->layer[l - p->layer.lo] + r->field)));
         }
     return SH_OK;
 }
@@ -58,7 +60,7 @@ typedef struct load {
 /* One matrix being packed by all threads. */
 typedef struct pack_job {
     const sh_mat *mat;
-    const uint8_t *first; /* this rank's first value in the file */
+    const uint8_t *first;          /* this rank's first value in the file */
     size_t row_bytes, share_bytes; /* of a row in the file, and of what this rank takes of it */
     bool mapped;                   /* the file's pages can be let go */
 } pack_job;
@@ -77,13 +79,15 @@ static int panels_at_once(const pack_job *j)
     return n < 1 ? 1 : n > 4096 ? 4096 : (int)n;
 }
 
-/* Tells the system to map, or that nobody will read, the file's pages that lie under rows [lo, hi). */
+/* Tells the system to map, or that nobody will read, the file's pages that lie under rows [lo, hi).
+ */
 static void advise_rows(const pack_job *j, int lo, int hi, int advice)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     uintptr_t a = (uintptr_t)file_row(j, lo) / page * page;
     uintptr_t b = ((uintptr_t)file_row(j, hi - 1) + j->share_bytes) / page * page;
-    if (j->mapped && hi > lo && b > a) (void)madvise((void *)a, b - a, advice); /* a wish, not a need */
+    if (j->mapped && hi > lo && b > a)
+        (void)madvise((void *)a, b - a, advice); /* a wish, not a need */
 }
 
 static void pack_share(void *arg, int thread, int n_thread)
@@ -93,7 +97,8 @@ static void pack_share(void *arg, int thread, int n_thread)
     sh_share(j->mat->n_panel, thread, n_thread, &lo, &hi);
     for (int p = lo; p < hi; p += n) {
         int end = hi - p < n ? hi : p + n;
-        int row_lo = p * SH_LANES, row_hi = end * SH_LANES < j->mat->rows ? end * SH_LANES : j->mat->rows;
+        int row_lo = p * SH_LANES,
+            row_hi = end * SH_LANES < j->mat->rows ? end * SH_LANES : j->mat->rows;
         advise_rows(j, row_lo, row_hi, MADV_POPULATE_READ);
         sh_mat_pack(j->mat, p, end, file_row, j);
         advise_rows(j, row_lo, row_hi, MADV_DONTNEED); /* they are clean: the file has them */
@@ -110,7 +115,8 @@ static sh_err load_matrix(load *ld, const sh_tensor_row *r, const sh_tensor *t, 
         int row_lo = r->split == SH_BY_ROW ? ld->plan->local[r->rows].lo : 0;
         int col_lo = r->split == SH_BY_COL ? ld->plan->local[r->cols].lo : 0;
         pack_job job = {&w->mat,
-                        t->data + (size_t)row_lo * row_bytes + sh_dtype_bytes(t->dtype, (size_t)col_lo),
+                        t->data + (size_t)row_lo * row_bytes +
+                            sh_dtype_bytes(t->dtype, (size_t)col_lo),
                         row_bytes, sh_dtype_bytes(t->dtype, (size_t)w->mat.kd.k[w->mat.kd.n_slice]),
                         ld->mapped};
         sh_pool_run(ld->pool, pack_share, &job);
@@ -125,7 +131,8 @@ static sh_err load_one(void *arg, const sh_tensor_row *r, const sh_tensor *t, sh
     w->src = t;
     if (is_matrix(r)) return load_matrix(ld, r, t, w);
     if (r->split == SH_LOOKUP || !ld->arena) return SH_OK;
-    sh_range part = r->split == SH_BY_ROW ? ld->plan->local[r->rows] : (sh_range){0, (int)t->dim[0]};
+    sh_range part =
+        r->split == SH_BY_ROW ? ld->plan->local[r->rows] : (sh_range){0, (int)t->dim[0]};
     SH_TRY(sh_alloc(&w->vec, (size_t)sh_range_n(part), sizeof *w->vec, t->name));
     sh_dtypes[t->dtype].to_f32(w->vec, t->data + sh_dtype_bytes(t->dtype, (size_t)part.lo),
                                (size_t)sh_range_n(part));

@@ -6,7 +6,7 @@ import json
 import tap
 
 SHAPE = ["--layers", 3, "--heads", 4, "--kv-heads", 2, "--head-dim", 16, "--embd", 64, "--ff", 96]
-COMMANDS = ["run", "worker", "inspect", "tokenize", "quantize"]
+COMMANDS = ["run", "bench", "worker", "inspect", "tokenize", "quantize"]
 PROMPT = "Once upon a time"
 
 
@@ -21,7 +21,7 @@ def help_and_version():
                    and max(map(len, result.out.splitlines())) <= 110, f"{command} {flag}", result)
     run = tap.shoal("run", "--help").out
     for flag in ("-m -p -f -n -c -t -b -s --seed --temp --top-k --top-p --min-p --repeat-penalty --stop "
-                 "--n-samples --tp --ring --nodes --arith --kv --echo -o -v").split():
+                 "--n-samples --tp --ring --nodes --arith --cpu --kv --echo -o -v").split():
         tap.ok(flag in run.replace(",", " ").split(), f"run --help has {flag}")
     version = tap.shoal("--version")
     tap.ok(version.status == 0 and version.out.strip() == "shoal 0.1.0", "--version", version)

@@ -25,7 +25,8 @@ MODELS = {
     "even": ["--layers", 5, "--heads", 8, "--kv-heads", 8, "--head-dim", 32, "--embd", 128,
              "--ff", 256, "--ctx", 512],
 }
-ARITHS = {"f32": [None], "f16": [None], "bf16": [None], "q8_0": ["int8", "bf16"],
+# always said: what `auto` chooses may change with --cpu, and attention of prompts with it
+ARITHS = {"f32": ["int8"], "f16": ["bf16"], "bf16": ["bf16"], "q8_0": ["int8", "bf16"],
           "q4_0": ["int8", "bf16"]}
 SAMPLINGS = {"greedy": ["--temp", 0],
              "sampled": ["--temp", 0.9, "--top-k", 40, "--top-p", 0.95, "--seed", 7]}

@@ -240,8 +240,7 @@ static void simulate(int round)
     open_fake(&f, random_in(1, 5), random_in(1, MAX_SLOT), random_in(1, 40));
     while (n_request > 0 || !sh_scheduler_is_idle(&f.s)) {
         while (n_request > 0 && (random_in(0, 9) == 0 || sh_scheduler_is_idle(&f.s))) {
-            submit(&f, random_in(1, 4), random_in(1, 60),
-                   random_in(0, 3) ? random_in(0, 20) : 100);
+            submit(&f, random_in(1, 4), random_in(1, 60), random_in(0, 3) ? random_in(0, 20) : 100);
             n_request--;
         }
         while (cancels && random_in(0, 9) == 0 && f.n_live > 0) cancel(&f);
@@ -297,13 +296,15 @@ static void check_stages(int n_stage, int n, int n_late)
     for (int i = 0; i < n; i++) {
         if (i == n - n_late) { /* the others are on the ring already */
             admit(&f);
-            while (launch(&f)) {}
+            while (launch(&f)) {
+            }
         }
         submit(&f, 1, 3, N_CTX);
     }
     for (int i = 0; i < 60 * busy; i++) {
         admit(&f);
-        while (launch(&f)) {}
+        while (launch(&f)) {
+        }
         assert_int_equal(n_active(&f), n);
         for (int j = 0; j < f.s.n_flight && i >= (n_late ? 3 * n_stage : 0); j++) {
             assert_int_equal(f.s.n_flight, busy);

@@ -1,5 +1,5 @@
-/* Shapes: every one is a model that the rest of the program takes, the same for the same seed, of finite
- * values, and small in memory. */
+/* Shapes: every one is a model that the rest of the program takes, the same for the same seed, of
+ * finite values, and small in memory. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <setjmp.h>
@@ -51,7 +51,8 @@ static void test_every_shape(void **state)
             sh_tokenizer_close(tok);
             for (size_t j = 0; j < m->n_tensor; j++) {
                 const sh_tensor *x = &m->tensor[j];
-                n += (double)(x->n_bytes / (size_t)sh_dtypes[x->dtype].block_bytes) * sh_dtypes[x->dtype].block;
+                n += (double)(x->n_bytes / (size_t)sh_dtypes[x->dtype].block_bytes) *
+                     sh_dtypes[x->dtype].block;
                 assert_int_equal(x->dtype, x->n_dim == 1 ? SH_F32 : t);
             }
             assert_true(fabs(n / shapes[i].n_param - 1) < 0.003);
@@ -83,7 +84,8 @@ static void test_values(void **state)
         if (!sh_dtypes[t].from_f32) continue;
         sh_model_file *m = open_shape("nanollama", sh_dtypes[t].name, "");
         for (size_t j = 0; j < m->n_tensor; j++)
-            if (m->tensor[j].n_dim == 2) assert_true(fabs(mean_square(&m->tensor[j]) * 1024 - 1) < 0.05);
+            if (m->tensor[j].n_dim == 2)
+                assert_true(fabs(mean_square(&m->tensor[j]) * 1024 - 1) < 0.05);
         float one;
         const sh_tensor *norm = sh_model_file_tensor(m, "blk.11.ffn_norm.weight");
         memcpy(&one, norm->data + 1023 * sizeof one, sizeof one);
@@ -104,7 +106,8 @@ static void test_seeds(void **state)
     }
     assert_memory_not_equal(hash[0], hash[2], 16);
     assert_memory_not_equal(hash[2], hash[3], 16);
-    sh_model_file *a = open_shape("nanollama", "q8_0", ""), *b = open_shape("nanollama", "q8_0", ":1");
+    sh_model_file *a = open_shape("nanollama", "q8_0", ""),
+                  *b = open_shape("nanollama", "q8_0", ":1");
     for (size_t j = 0; j < a->n_tensor; j += 17) {
         assert_int_equal(a->tensor[j].n_bytes, b->tensor[j].n_bytes);
         assert_memory_equal(a->tensor[j].data, b->tensor[j].data, a->tensor[j].n_bytes);
@@ -148,8 +151,9 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_shape), cmocka_unit_test(test_values), cmocka_unit_test(test_seeds),
-        cmocka_unit_test(test_memory),      cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_every_shape), cmocka_unit_test(test_values),
+        cmocka_unit_test(test_seeds),       cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

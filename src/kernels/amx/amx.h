@@ -13,16 +13,16 @@ void sh_matmul_i8_amx(sh_kernels *k);
 void sh_attention_amx(sh_kernels *k);
 void sh_peak_amx(sh_kernels *k);
 
-/* The shapes of the eight tiles, as LDTILECFG reads them. Always static and const: built on the stack, a
- * compiler may drop the stores that make it. */
+/* The shapes of the eight tiles, as LDTILECFG reads them. Always static and const: built on the
+ * stack, a compiler may drop the stores that make it. */
 typedef struct tile_config {
     uint8_t palette, start_row, reserved[14];
     uint16_t bytes[16]; /* of a row */
     uint8_t rows[16];
 } tile_config;
 
-/* The sums of slices, 16 outputs of 16 tokens, added as the canonical tree adds them: slice number i of a
- * run was stored to level[*depth]. */
+/* The sums of slices, 16 outputs of 16 tokens, added as the canonical tree adds them: slice number
+ * i of a run was stored to level[*depth]. */
 typedef float tile_sums[SH_LANES][SH_LANES];
 
 INLINE void tile_tree(tile_sums *level, int *depth, int i)
@@ -31,7 +31,8 @@ INLINE void tile_tree(tile_sums *level, int *depth, int i)
         (*depth)--;
         for (int t = 0; t < SH_LANES; t++) {
             __m512 left = _mm512_load_ps(level[*depth][t]);
-            _mm512_store_ps(level[*depth][t], _mm512_add_ps(left, _mm512_load_ps(level[*depth + 1][t])));
+            _mm512_store_ps(level[*depth][t],
+                            _mm512_add_ps(left, _mm512_load_ps(level[*depth + 1][t])));
         }
     }
     (*depth)++;

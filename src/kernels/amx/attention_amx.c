@@ -1,5 +1,5 @@
-/* Attention of prompts on the matrix unit: 16 queries at once against a span of 256 positions. K and V of
- * the span become bf16 tiles once for all queries. */
+/* Attention of prompts on the matrix unit: 16 queries at once against a span of 256 positions. K
+ * and V of the span become bf16 tiles once for all queries. */
 #include <string.h>
 
 #include "kernels/amx/amx.h"
@@ -11,8 +11,9 @@ enum {
 };
 
 /* Tiles 0 to 3: sums; 4: queries or weights p, 16 rows of 32 bf16; 6: K or V. */
-static const tile_config config = {
-    .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+static const tile_config config = {.palette = 1,
+                                   .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+                                   .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
 typedef __m512 load_fn(const uint16_t *p, __mmask16 m);
 
@@ -22,28 +23,33 @@ INLINE __m512 load_f16(const uint16_t *p, __mmask16 m)
 }
 INLINE __m512 load_bf16(const uint16_t *p, __mmask16 m)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
 }
 
 /* A row of a tile: pairs (even[i], odd[i]) in bf16. */
 INLINE void pair_row(uint16_t *out, __m512 even, __m512 odd)
 {
-    static const uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    static const uint16_t interleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     __m512i v = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
     _mm512_store_si512(out, _mm512_permutexvar_epi16(_mm512_loadu_si512(interleave), v));
 }
 
 typedef struct span {
-    _Alignas(64) uint16_t k[MAX_DIM / SH_RUN][N_PANEL][512]; /* tiles [16 pairs of d][16 positions][2] */
-    _Alignas(64) uint16_t v[MAX_DIM / 16][N_RUN][512];       /* tiles [16 pairs of positions][16 d's][2] */
-    _Alignas(64) uint16_t q[MAX_DIM / SH_RUN][16][SH_RUN];   /* tiles [16 queries][32 d's] */
+    _Alignas(
+        64) uint16_t k[MAX_DIM / SH_RUN][N_PANEL][512]; /* tiles [16 pairs of d][16 positions][2] */
+    _Alignas(
+        64) uint16_t v[MAX_DIM / 16][N_RUN][512]; /* tiles [16 pairs of positions][16 d's][2] */
+    _Alignas(64) uint16_t q[MAX_DIM / SH_RUN][16][SH_RUN]; /* tiles [16 queries][32 d's] */
     _Alignas(64) float s[16][SH_SPAN];
     _Alignas(64) uint16_t p[N_RUN][16][SH_RUN]; /* tiles [16 queries][32 positions] */
     _Alignas(64) float o[16][MAX_DIM];
 } span;
 
-/* K and V of the positions below n_pos as tiles; positions above it, and d's above head_dim, are 0. */
+/* K and V of the positions below n_pos as tiles; positions above it, and d's above head_dim, are 0.
+ */
 INLINE void make_tiles(load_fn *load, span *b, const void *const *kpage, const void *const *vpage,
                        int n_pos, int head_dim)
 {
@@ -64,7 +70,8 @@ INLINE void make_tiles(load_fn *load, span *b, const void *const *kpage, const v
     for (int run = 0; run * SH_RUN < n_pos; run++)
         for (int i = 0; i < 16; i++) {
             int j = run * SH_RUN + 2 * i;
-            const uint16_t *v = (const uint16_t *)vpage[j / SH_PAGE < (n_pos + SH_PAGE - 1) / SH_PAGE ? j / SH_PAGE : 0];
+            const uint16_t *v = (const uint16_t *)
+                vpage[j / SH_PAGE < (n_pos + SH_PAGE - 1) / SH_PAGE ? j / SH_PAGE : 0];
             v += (size_t)(j % SH_PAGE) * dim;
             for (int c = 0; c * 16 < head_dim; c++) {
                 int n = head_dim - c * 16;
@@ -81,7 +88,8 @@ INLINE void round_row(uint16_t *out, const float *x, int n)
 {
     __mmask16 lo = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
     __mmask16 hi = n >= 32 ? 0xffff : n > 16 ? (__mmask16)((1u << (n - 16)) - 1) : 0;
-    __m512 a = _mm512_maskz_loadu_ps(lo, x), c = hi ? _mm512_maskz_loadu_ps(hi, x + 16) : _mm512_setzero_ps();
+    __m512 a = _mm512_maskz_loadu_ps(lo, x),
+           c = hi ? _mm512_maskz_loadu_ps(hi, x + 16) : _mm512_setzero_ps();
     _mm512_store_si512(out, (__m512i)_mm512_cvtne2ps_pbh(c, a));
 }
 
@@ -115,10 +123,12 @@ INLINE void queries(span *b, float (*softmax)(float *, int, float *), float *o, 
     for (int r = 0; r < 16; r++) {
         int see = r < n ? n_pos[r] : 0;
         for (int j = 0; j < see; j += 16)
-            _mm512_store_ps(&b->s[r][j], _mm512_mul_ps(_mm512_load_ps(&b->s[r][j]), _mm512_set1_ps(scale)));
+            _mm512_store_ps(&b->s[r][j],
+                            _mm512_mul_ps(_mm512_load_ps(&b->s[r][j]), _mm512_set1_ps(scale)));
         if (see) m[r] = softmax(b->s[r], see, &l[r]);
         for (int run = 0; run * SH_RUN < most; run++)
-            round_row(b->p[run][r], b->s[r] + run * SH_RUN, see > run * SH_RUN ? see - run * SH_RUN : 0);
+            round_row(b->p[run][r], b->s[r] + run * SH_RUN,
+                      see > run * SH_RUN ? see - run * SH_RUN : 0);
     }
     for (int c = 0; c * 16 < head_dim; c += 2) {
         bool two = (c + 1) * 16 < head_dim;
@@ -147,8 +157,8 @@ static void (*wide_bf16)(float *, float *, float *, const float *const *, int, c
                          const void *const *, const void *const *, int, float);
 
 INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *const *q, int n_row,
-                   const int *n_pos, const void *const *kpage, const void *const *vpage, int head_dim,
-                   float scale)
+                   const int *n_pos, const void *const *kpage, const void *const *vpage,
+                   int head_dim, float scale)
 {
     span b;
     int most = 0;
@@ -161,16 +171,18 @@ INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *con
     _tile_release();
 }
 
-static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row, const int *n_pos,
-                       const void *const *kpage, const void *const *vpage, int head_dim, float scale)
+static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row,
+                       const int *n_pos, const void *const *kpage, const void *const *vpage,
+                       int head_dim, float scale)
 {
     if (head_dim > MAX_DIM)
         wide_f16(o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
     else
         attend(load_f16, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
 }
-static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row, const int *n_pos,
-                        const void *const *kpage, const void *const *vpage, int head_dim, float scale)
+static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row,
+                        const int *n_pos, const void *const *kpage, const void *const *vpage,
+                        int head_dim, float scale)
 {
     if (head_dim > MAX_DIM)
         wide_bf16(o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);

@@ -1,15 +1,17 @@
-/* Products in bf16 on the matrix unit, for tens of tokens and more: TDPBF16PS is the arithmetic that the
- * contract names. Two tiles of tokens by two panels of outputs are summed at once; a group of panels is
- * turned into bf16 tiles once and then serves all tokens from the second-level cache. */
+/* Products in bf16 on the matrix unit, for tens of tokens and more: TDPBF16PS is the arithmetic
+ * that the contract names. Two tiles of tokens by two panels of outputs are summed at once; a group
+ * of panels is turned into bf16 tiles once and then serves all tokens from the second-level cache.
+ */
 #include "kernels/amx/amx.h"
 
 enum {
     TILE_BYTES = 1024,         /* 32 k's of 16 outputs, or of 16 tokens */
     GROUP_BYTES = 1024 * 1024, /* bf16 tiles that are kept at hand: half of a 2 MiB cache */
-    PART_BYTES = 64 * 1024,    /* of one panel, in one go; more k's are taken in parts, if slices allow */
-    MANY = 512,                /* tokens that are taken together, if there are parts, */
-    PANELS = 32,               /* and panels */
-    FEW = 8,                   /* tokens below which the vector unit is as fast */
+    PART_BYTES =
+        64 * 1024, /* of one panel, in one go; more k's are taken in parts, if slices allow */
+    MANY = 512,    /* tokens that are taken together, if there are parts, */
+    PANELS = 32,   /* and panels */
+    FEW = 8,       /* tokens below which the vector unit is as fast */
 };
 
 /* Tiles: 0, 1 = the first 16 tokens by two panels; 2, 3 = the next m tokens by the same; 4, 5 = the
@@ -19,14 +21,17 @@ enum {
         .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64},                                   \
         .rows = {16, 16, m, m, 16, m, 16, 16},                                                     \
     }
-static const tile_config config[17] = {
-    CONFIG(16), CONFIG(1), CONFIG(2),  CONFIG(3),  CONFIG(4),  CONFIG(5),  CONFIG(6),  CONFIG(7), CONFIG(8),
-    CONFIG(9),  CONFIG(10), CONFIG(11), CONFIG(12), CONFIG(13), CONFIG(14), CONFIG(15), CONFIG(16)};
+static const tile_config config[17] = {CONFIG(16), CONFIG(1),  CONFIG(2),  CONFIG(3),  CONFIG(4),
+                                       CONFIG(5),  CONFIG(6),  CONFIG(7),  CONFIG(8),  CONFIG(9),
+                                       CONFIG(10), CONFIG(11), CONFIG(12), CONFIG(13), CONFIG(14),
+                                       CONFIG(15), CONFIG(16)};
 
 /* One panel's k's as tiles, [kp/32][1024 bytes]; `room` is where they are made if they must be. */
-typedef const uint8_t *tiles_fn(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo, int k_hi);
+typedef const uint8_t *tiles_fn(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo,
+                                int k_hi);
 
-static const uint8_t *tiles_bf16(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo, int k_hi)
+static const uint8_t *tiles_bf16(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo,
+                                 int k_hi)
 {
     (void)room, (void)w, (void)k_hi;
     return panel + (size_t)k_lo * 32; /* packed just so */
@@ -36,8 +41,9 @@ static const uint8_t *tiles_bf16(uint8_t *room, const sh_mat *w, const uint8_t *
  * fma(q, d, -zero d) is that product rounded once, since zero is a power of two. */
 INLINE void dequantise_four(uint8_t *out, __m512i v, __m512 d, __m512 minus_zero_d)
 {
-    static const uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    static const uint16_t interleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i byte = _mm512_set1_epi32(255), order = _mm512_loadu_si512(interleave);
     __m512 f0 = _mm512_cvtepi32_ps(_mm512_and_si512(v, byte));
     __m512 f1 = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(v, 8), byte));
@@ -57,7 +63,8 @@ INLINE __m512 scales(const uint8_t *first, int b)
     return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(first + (size_t)b * 32)));
 }
 
-static const uint8_t *tiles_q8_0(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo, int k_hi)
+static const uint8_t *tiles_q8_0(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo,
+                                 int k_hi)
 {
     const uint8_t *scale = panel + (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN * 512;
     uint8_t *out = room;
@@ -69,7 +76,8 @@ static const uint8_t *tiles_q8_0(uint8_t *room, const sh_mat *w, const uint8_t *
     return room;
 }
 
-static const uint8_t *tiles_q4_0(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo, int k_hi)
+static const uint8_t *tiles_q4_0(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo,
+                                 int k_hi)
 {
     const uint8_t *scale = panel + (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN * 256;
     const __m512i nibble = _mm512_set1_epi8(15);
@@ -79,7 +87,8 @@ static const uint8_t *tiles_q4_0(uint8_t *room, const sh_mat *w, const uint8_t *
         for (int g = 0; g < 4; g++) {
             __m512i v = _mm512_load_si512(panel + (size_t)b * 256 + g * 64);
             dequantise_four(out + g * 128, _mm512_and_si512(v, nibble), d, zero);
-            dequantise_four(out + 512 + g * 128, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), d, zero);
+            dequantise_four(out + 512 + g * 128, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble),
+                            d, zero);
         }
     }
     return room;
@@ -107,21 +116,24 @@ INLINE void put_tile(const job *j, const bool two_tiles, int i, tile_sums *sums)
     __mmask16 rows = j->rows[i & 1];
     if (j->add)
         for (int t = 0; t < n; t++)
-            _mm512_store_ps((*sums)[t], _mm512_add_ps(_mm512_maskz_loadu_ps(rows, y + (size_t)t * j->ldy),
-                                                      _mm512_load_ps((*sums)[t])));
+            _mm512_store_ps((*sums)[t],
+                            _mm512_add_ps(_mm512_maskz_loadu_ps(rows, y + (size_t)t * j->ldy),
+                                          _mm512_load_ps((*sums)[t])));
     tile_out(y, j->ldy, sums, n, rows);
 }
 
 /* One or two panels by one or two tiles of tokens, all slices. */
-INLINE void block(const bool two_tiles, const bool two_panels, const job *j, const sh_mat *w, int slice_lo,
-                  int slice_hi)
+INLINE void block(const bool two_tiles, const bool two_panels, const job *j, const sh_mat *w,
+                  int slice_lo, int slice_hi)
 {
-    _Alignas(64) tile_sums level[4][5]; /* of each tile: roots of the canonical tree's finished subtrees */
+    _Alignas(64)
+        tile_sums level[4][5]; /* of each tile: roots of the canonical tree's finished subtrees */
     const bool use[4] = {two_tiles, two_tiles && two_panels, true, two_panels};
     const char *x1 = two_tiles ? j->x + 16 * j->ldx : j->x; /* the second tile's tokens */
     const uint8_t *b0 = j->b[0], *b1 = j->b[1];
     int ldx = (int)j->ldx, depth = 0;
-    for (int t = 0; t < j->n; t++) { /* the lines of y that will be written come while the sums are made */
+    for (int t = 0; t < j->n;
+         t++) { /* the lines of y that will be written come while the sums are made */
         __builtin_prefetch(j->y + (size_t)t * j->ldy, 1);
         if (two_panels) __builtin_prefetch(j->y + (size_t)t * j->ldy + SH_LANES, 1);
     }
@@ -130,7 +142,8 @@ INLINE void block(const bool two_tiles, const bool two_panels, const job *j, con
         if (use[1]) _tile_zero(1);
         _tile_zero(2);
         if (use[3]) _tile_zero(3);
-        for (int k = w->kd.kp[s]; k < w->kd.kp[s + 1]; k += SH_RUN, b0 += TILE_BYTES, b1 += TILE_BYTES) {
+        for (int k = w->kd.kp[s]; k < w->kd.kp[s + 1];
+             k += SH_RUN, b0 += TILE_BYTES, b1 += TILE_BYTES) {
             _tile_loadd(6, b0, 64);
             if (two_tiles) _tile_loadd(4, j->x + (size_t)k * 2, ldx);
             if (two_tiles) _tile_dpbf16ps(0, 4, 6);
@@ -142,7 +155,8 @@ INLINE void block(const bool two_tiles, const bool two_panels, const job *j, con
             for (int r = 0; r < j->n_next; r++)
                 _mm_prefetch(j->next + (size_t)r * j->ldx + (size_t)k * 2, _MM_HINT_T1);
         }
-        if (slice_hi - slice_lo == 1 && !j->add && j->rows[0] == 0xffff && (!two_panels || j->rows[1] == 0xffff)) {
+        if (slice_hi - slice_lo == 1 && !j->add && j->rows[0] == 0xffff &&
+            (!two_panels || j->rows[1] == 0xffff)) {
             /* one slice and whole panels: nothing to add, nothing to leave out */
             int ld = (int)(j->ldy * sizeof(float));
             float *y1 = two_tiles ? j->y + 16 * j->ldy : j->y;
@@ -167,13 +181,19 @@ INLINE void block(const bool two_tiles, const bool two_panels, const job *j, con
 
 /* All tokens by a group of panels whose tiles are ready. */
 static void group(bool add, float *y, size_t ldy, const sh_mat *w, int panel_lo, int n_panel,
-                  int slice_lo, int slice_hi, const uint8_t **tiles, const char *x, size_t ldx, int n_tok)
+                  int slice_lo, int slice_hi, const uint8_t **tiles, const char *x, size_t ldx,
+                  int n_tok)
 {
     int loaded = -1, n_pair = (n_panel + 1) / 2;
     for (int t = 0, n; t < n_tok; t += n) {
         bool two = n_tok - t > 16;
         n = two && n_tok - t > 32 ? 32 : n_tok - t;
-        job j = {.add = add, .ldy = ldy, .n = n, .m = two ? n - 16 : n, .x = x + (size_t)t * ldx, .ldx = ldx};
+        job j = {.add = add,
+                 .ldy = ldy,
+                 .n = n,
+                 .m = two ? n - 16 : n,
+                 .x = x + (size_t)t * ldx,
+                 .ldx = ldx};
         int left = n_tok - t - n < 32 ? n_tok - t - n : 32; /* tokens of the next block */
         if (j.m != loaded) _tile_loadconfig(&config[j.m]);
         loaded = j.m;
@@ -201,8 +221,9 @@ static void group(bool add, float *y, size_t ldy, const sh_mat *w, int panel_lo,
 }
 
 /* A run of panels and slices by all tokens; y: the first panel's first output. */
-static void part(tiles_fn *make, uint8_t *room, bool add, float *y, size_t ldy, const sh_mat *w, int panel_lo,
-                 int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
+static void part(tiles_fn *make, uint8_t *room, bool add, float *y, size_t ldy, const sh_mat *w,
+                 int panel_lo, int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx,
+                 int n_tok)
 {
     const uint8_t *tiles[PANELS];
     int k_lo = w->kd.kp[slice_lo], k_hi = w->kd.kp[slice_hi];
@@ -211,20 +232,24 @@ static void part(tiles_fn *make, uint8_t *room, bool add, float *y, size_t ldy, 
     for (int p = panel_lo, n; p < panel_hi; p += n) {
         n = panel_hi - p < at_once ? panel_hi - p : at_once;
         for (int i = 0; i < n; i++)
-            tiles[i] = make(room + (size_t)i * bytes, w, w->data + (size_t)(p + i) * w->panel_bytes, k_lo, k_hi);
-        group(add, y + (size_t)(p - panel_lo) * SH_LANES, ldy, w, p, n, slice_lo, slice_hi, tiles, x, ldx, n_tok);
+            tiles[i] = make(room + (size_t)i * bytes, w, w->data + (size_t)(p + i) * w->panel_bytes,
+                            k_lo, k_hi);
+        group(add, y + (size_t)(p - panel_lo) * SH_LANES, ldy, w, p, n, slice_lo, slice_hi, tiles,
+              x, ldx, n_tok);
     }
 }
 
-/* Four parts, each a quarter of the slices: y = (0 + 1) + (2 + 3), the second pair by way of `half`. */
-static void four_parts(tiles_fn *make, uint8_t *room, float *y, size_t ldy, const sh_mat *w, int panel_lo,
-                       int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
+/* Four parts, each a quarter of the slices: y = (0 + 1) + (2 + 3), the second pair by way of
+ * `half`. */
+static void four_parts(tiles_fn *make, uint8_t *room, float *y, size_t ldy, const sh_mat *w,
+                       int panel_lo, int panel_hi, int slice_lo, int slice_hi, const char *x,
+                       size_t ldx, int n_tok)
 {
     _Alignas(64) float half[MANY][PANELS * SH_LANES];
     int step = (slice_hi - slice_lo) / 4;
     for (int q = 0; q < 4; q++)
-        part(make, room, q & 1, q < 2 ? y : half[0], q < 2 ? ldy : PANELS * SH_LANES, w, panel_lo, panel_hi,
-             slice_lo + q * step, slice_lo + (q + 1) * step, x, ldx, n_tok);
+        part(make, room, q & 1, q < 2 ? y : half[0], q < 2 ? ldy : PANELS * SH_LANES, w, panel_lo,
+             panel_hi, slice_lo + q * step, slice_lo + (q + 1) * step, x, ldx, n_tok);
     for (int t = 0; t < n_tok; t++)
         for (int p = panel_lo; p < panel_hi; p++) {
             float *out = y + (size_t)t * ldy + (size_t)(p - panel_lo) * SH_LANES;
@@ -243,25 +268,26 @@ static __attribute__((noinline)) void run(tiles_fn *make, float *y, size_t ldy, 
     _Alignas(64) uint8_t room[GROUP_BYTES];
     size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32; /* of one panel */
     if (bytes <= PART_BYTES || slice_hi - slice_lo < 4) {
-        part(make, room, false, y + (size_t)panel_lo * SH_LANES, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x,
-             ldx, n_tok);
+        part(make, room, false, y + (size_t)panel_lo * SH_LANES, ldy, w, panel_lo, panel_hi,
+             slice_lo, slice_hi, x, ldx, n_tok);
         return;
     }
     for (int t = 0; t < n_tok; t += MANY)
         for (int p = panel_lo; p < panel_hi; p += PANELS)
             four_parts(make, room, y + (size_t)t * ldy + (size_t)p * SH_LANES, ldy, w, p,
-                       p + PANELS < panel_hi ? p + PANELS : panel_hi, slice_lo, slice_hi, x + (size_t)t * ldx, ldx,
-                       n_tok - t < MANY ? n_tok - t : MANY);
+                       p + PANELS < panel_hi ? p + PANELS : panel_hi, slice_lo, slice_hi,
+                       x + (size_t)t * ldx, ldx, n_tok - t < MANY ? n_tok - t : MANY);
 }
 
-static sh_matmul_fn *few_bf16, *few_q8_0, *few_q4_0; /* for few tokens: the rows below in the table */
+static sh_matmul_fn *few_bf16, *few_q8_0,
+    *few_q4_0; /* for few tokens: the rows below in the table */
 
 #define MATMUL(name, make, few)                                                                    \
     static void name(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,            \
                      int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
     {                                                                                              \
         size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32;                     \
-        if (n_tok < FEW || bytes > GROUP_BYTES / 2)                                                    \
+        if (n_tok < FEW || bytes > GROUP_BYTES / 2)                                                \
             few(y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);                 \
         else                                                                                       \
             run(make, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);           \

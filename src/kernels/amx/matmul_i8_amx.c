@@ -1,5 +1,6 @@
-/* Products of int8 blocks on the matrix unit, for batches of sequences: a tile operation sums one block of
- * 32 k's exactly, for 16 tokens by 16 outputs; the vector unit scales and adds the blocks in order. */
+/* Products of int8 blocks on the matrix unit, for batches of sequences: a tile operation sums one
+ * block of 32 k's exactly, for 16 tokens by 16 outputs; the vector unit scales and adds the blocks
+ * in order. */
 #include "kernels/amx/amx.h"
 
 enum {
@@ -7,10 +8,11 @@ enum {
     FEW = 12,    /* tokens below which the vector unit is as fast */
 };
 
-/* Tiles 0 to 3: dots of 16 tokens by 16 outputs, of four blocks; 4: tokens, 32 bytes of each; 6: 8 rows of
- * a panel, four k's each. */
-static const tile_config config = {
-    .palette = 1, .bytes = {64, 64, 64, 64, 32, 32, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 8, 8}};
+/* Tiles 0 to 3: dots of 16 tokens by 16 outputs, of four blocks; 4: tokens, 32 bytes of each; 6: 8
+ * rows of a panel, four k's each. */
+static const tile_config config = {.palette = 1,
+                                   .bytes = {64, 64, 64, 64, 32, 32, 64, 64},
+                                   .rows = {16, 16, 16, 16, 16, 16, 8, 8}};
 
 typedef int dots[SH_LANES][SH_LANES];
 
@@ -35,15 +37,16 @@ INLINE const uint8_t *bytes_q4_0(uint8_t *room, const uint8_t *panel, int b)
 }
 
 /* Adds block b of 16 tokens: acc[t] += (float)(dot - 2^shift sum) * (scale_w * scale_x). */
-INLINE void add_block(__m512 *acc, dots *d, __m512 dw, const char *x, size_t ldx, size_t kp,
-                      int b, const unsigned shift)
+INLINE void add_block(__m512 *acc, dots *d, __m512 dw, const char *x, size_t ldx, size_t kp, int b,
+                      const unsigned shift)
 {
     for (int t = 0; t < SH_LANES; t++) {
         const float *xd = (const float *)(x + (size_t)t * ldx + kp);
         const int *sum = (const int *)(xd + kp / SH_RUN);
         __m512i v = _mm512_sub_epi32(_mm512_load_si512((*d)[t]),
                                      _mm512_slli_epi32(_mm512_set1_epi32(sum[b]), shift));
-        acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), _mm512_mul_ps(dw, _mm512_set1_ps(xd[b])), acc[t]);
+        acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), _mm512_mul_ps(dw, _mm512_set1_ps(xd[b])),
+                                 acc[t]);
     }
 }
 
@@ -68,16 +71,25 @@ INLINE void tile_dot(const int j, const uint8_t *w, const char *x, size_t ldx)
 INLINE void tile_save(const int j, dots *d)
 {
     switch (j) {
-    case 0: _tile_stored(0, d, 64); break;
-    case 1: _tile_stored(1, d, 64); break;
-    case 2: _tile_stored(2, d, 64); break;
-    default: _tile_stored(3, d, 64); break;
+    case 0:
+        _tile_stored(0, d, 64);
+        break;
+    case 1:
+        _tile_stored(1, d, 64);
+        break;
+    case 2:
+        _tile_stored(2, d, 64);
+        break;
+    default:
+        _tile_stored(3, d, 64);
+        break;
     }
 }
 
 /* One panel by 16 tokens; blocks [lo, hi) of one slice. */
 INLINE void slice(bytes_fn *bytes, const unsigned shift, tile_sums *out, const sh_mat *w,
-                  const uint8_t *panel, const uint8_t *scale, int lo, int hi, const char *x, size_t ldx)
+                  const uint8_t *panel, const uint8_t *scale, int lo, int hi, const char *x,
+                  size_t ldx)
 {
     _Alignas(64) uint8_t room[AT_ONCE][512];
     _Alignas(64) dots d[2][AT_ONCE];
@@ -92,7 +104,8 @@ INLINE void slice(bytes_fn *bytes, const unsigned shift, tile_sums *out, const s
             if (j < n) tile_dot(j, bytes(room[j], panel, b + j), x + (size_t)(b + j) * SH_RUN, ldx);
         for (int j = 0; j < before; j++) {
             int c = b - before + j;
-            __m512 dw = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scale + (size_t)c * 32)));
+            __m512 dw =
+                _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scale + (size_t)c * 32)));
             add_block(acc, &d[flip ^ 1][j], dw, x, ldx, kp, c, shift);
         }
 #pragma GCC unroll 4
@@ -105,13 +118,14 @@ INLINE void slice(bytes_fn *bytes, const unsigned shift, tile_sums *out, const s
 }
 
 INLINE void tokens(bytes_fn *bytes, const int block_bytes, const unsigned shift, float *y,
-                   size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo, int slice_hi,
-                   const char *x, size_t ldx)
+                   size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
+                   int slice_hi, const char *x, size_t ldx)
 {
     _Alignas(64) tile_sums level[5];
     for (int p = panel_lo; p < panel_hi; p++) {
         const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
-        const uint8_t *scale = panel + (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN * (size_t)block_bytes;
+        const uint8_t *scale =
+            panel + (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN * (size_t)block_bytes;
         int depth = 0;
         for (int s = slice_lo; s < slice_hi; s++) {
             slice(bytes, shift, &level[depth], w, panel, scale, w->kd.kp[s] / SH_RUN,
@@ -124,16 +138,16 @@ INLINE void tokens(bytes_fn *bytes, const int block_bytes, const unsigned shift,
 
 /* n_tok: whole tiles of 16. */
 INLINE void run(bytes_fn *bytes, const int block_bytes, const unsigned shift, float *y, size_t ldy,
-                const sh_mat *w, int panel_lo, int panel_hi, int slice_lo, int slice_hi, const char *x,
-                size_t ldx, int n_tok)
+                const sh_mat *w, int panel_lo, int panel_hi, int slice_lo, int slice_hi,
+                const char *x, size_t ldx, int n_tok)
 {
     _tile_loadconfig(&config);
     /* a few panels at a time, so that their bytes are still near for the next tile of tokens */
     for (int p = panel_lo; p < panel_hi; p += 4) {
         int end = p + 4 < panel_hi ? p + 4 : panel_hi;
         for (int t = 0; t + 16 <= n_tok; t += 16)
-            tokens(bytes, block_bytes, shift, y + (size_t)t * ldy, ldy, w, p, end, slice_lo, slice_hi,
-                   x + (size_t)t * ldx, ldx);
+            tokens(bytes, block_bytes, shift, y + (size_t)t * ldy, ldy, w, p, end, slice_lo,
+                   slice_hi, x + (size_t)t * ldx, ldx);
     }
     _tile_release();
 }

@@ -1,4 +1,5 @@
-/* Attention over one page of the KV cache: each K and V that is loaded serves all heads that share it. */
+/* Attention over one page of the KV cache: each K and V that is loaded serves all heads that share
+ * it. */
 #include "kernels/avx512/avx512.h"
 
 #include "base/fmath.h"
@@ -20,15 +21,16 @@ INLINE __m512 load_bf16(const void *p, size_t i, __mmask16 m)
 }
 
 /* H heads, P panels of 16 positions from kpage on. */
-INLINE void scores_block(load_fn *load, const int H, const int P, float *s, size_t lds, const float *q,
-                         size_t ldq, const void *kpage, int head_dim, float scale)
+INLINE void scores_block(load_fn *load, const int H, const int P, float *s, size_t lds,
+                         const float *q, size_t ldq, const void *kpage, int head_dim, float scale)
 {
     __m512 acc[8][4];
     for (int h = 0; h < H; h++)
         for (int p = 0; p < P; p++) acc[h][p] = _mm512_setzero_ps();
     for (int d = 0; d < head_dim; d++) {
         __m512 k[4];
-        for (int p = 0; p < P; p++) k[p] = load(kpage, ((size_t)p * (size_t)head_dim + (size_t)d) * 16, 0xffff);
+        for (int p = 0; p < P; p++)
+            k[p] = load(kpage, ((size_t)p * (size_t)head_dim + (size_t)d) * 16, 0xffff);
         for (int h = 0; h < H; h++) {
             __m512 v = _mm512_set1_ps(q[(size_t)h * ldq + (size_t)d]);
             for (int p = 0; p < P; p++) acc[h][p] = _mm512_fmadd_ps(v, k[p], acc[h][p]);
@@ -36,11 +38,12 @@ INLINE void scores_block(load_fn *load, const int H, const int P, float *s, size
     }
     for (int h = 0; h < H; h++)
         for (int p = 0; p < P; p++)
-            _mm512_storeu_ps(s + (size_t)h * lds + p * 16, _mm512_mul_ps(acc[h][p], _mm512_set1_ps(scale)));
+            _mm512_storeu_ps(s + (size_t)h * lds + p * 16,
+                             _mm512_mul_ps(acc[h][p], _mm512_set1_ps(scale)));
 }
 
-INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const float *q, size_t ldq, int n_q,
-                   const void *kpage, int n_pos, int head_dim, float scale)
+INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const float *q, size_t ldq,
+                   int n_q, const void *kpage, int n_pos, int head_dim, float scale)
 {
     int n_panel = (n_pos + 15) / 16, p = 0;
     for (int step; p < n_panel; p += step) {
@@ -62,8 +65,9 @@ INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const float
 }
 
 /* H heads, D vectors of 16 values from column d on; m: the lanes of the last vector. */
-INLINE void values_block(load_fn *load, const int H, const int D, float *o, size_t ldo, const float *p,
-                         size_t ldp, const void *vpage, int n_pos, int head_dim, int d, __mmask16 m)
+INLINE void values_block(load_fn *load, const int H, const int D, float *o, size_t ldo,
+                         const float *p, size_t ldp, const void *vpage, int n_pos, int head_dim,
+                         int d, __mmask16 m)
 {
     __m512 acc[8][4];
     for (int h = 0; h < H; h++)
@@ -120,6 +124,105 @@ ROWS(f32, 4)
 ROWS(f16, 2)
 ROWS(bf16, 2)
 
+/* A span's K and V rounded to bf16, as floats. */
+enum { MAX_DIM = SH_SPAN };
+typedef struct rounded {
+    _Alignas(64) float k[SH_SPAN / SH_LANES][MAX_DIM][SH_LANES];
+    _Alignas(64) float v[SH_SPAN][MAX_DIM];
+} rounded;
+
+INLINE __m512 round16(__m512 v)
+{
+    return _mm512_castsi512_ps(round_bf16(v));
+}
+
+INLINE void round_span(load_fn *load, rounded *b, const void *const *kpage,
+                       const void *const *vpage, int n_pos, int head_dim)
+{
+    size_t dim = (size_t)head_dim;
+    for (int p = 0; p * SH_LANES < n_pos; p++)
+        for (size_t d = 0; d < dim; d++)
+            _mm512_store_ps(b->k[p][d],
+                            round16(load(kpage[p / 4], ((size_t)(p % 4) * dim + d) * 16, 0xffff)));
+    for (int j = 0; j < n_pos; j++)
+        for (int d = 0; d < head_dim; d += 16) {
+            __mmask16 m = d + 16 <= head_dim ? 0xffff : (__mmask16)((1u << (head_dim - d)) - 1);
+            _mm512_store_ps(&b->v[j][d], round16(load(vpage[j / SH_PAGE],
+                                                      (size_t)(j % SH_PAGE) * dim + (size_t)d, m)));
+        }
+}
+
+/* acc += even + odd, for each run of 32 of n factors a[i] and rows row0 + i * stride: the bf16 sum.
+ */
+INLINE __m512 bf16_sum(const float *a, int n, const float *row, size_t stride)
+{
+    __m512 acc = _mm512_setzero_ps();
+    for (int run = 0; run < n; run += SH_RUN) {
+        __m512 even = _mm512_setzero_ps(), odd = even;
+        int end = n - run < SH_RUN ? n : run + SH_RUN;
+        for (int i = run; i < end; i += 2) {
+            even = _mm512_fmadd_ps(_mm512_set1_ps(a[i]), _mm512_load_ps(row + (size_t)i * stride),
+                                   even);
+            if (i + 1 < end)
+                odd = _mm512_fmadd_ps(_mm512_set1_ps(a[i + 1]),
+                                      _mm512_load_ps(row + (size_t)(i + 1) * stride), odd);
+        }
+        acc = _mm512_add_ps(acc, _mm512_add_ps(even, odd));
+    }
+    return acc;
+}
+
+INLINE void round_floats(float *out, const float *x, int n)
+{
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        _mm512_store_ps(out + i, round16(_mm512_maskz_loadu_ps(m, x + i)));
+    }
+}
+
+static float softmax_part(float *s, int n, float *sum);
+
+INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *const *q, int n_row,
+                   const int *n_pos, const void *const *kpage, const void *const *vpage,
+                   int head_dim, float scale)
+{
+    rounded b;
+    _Alignas(64) float s[SH_SPAN], a[SH_SPAN];
+    int most = 0;
+    for (int r = 0; r < n_row; r++) most = n_pos[r] > most ? n_pos[r] : most;
+    round_span(load, &b, kpage, vpage, most, head_dim);
+    for (int r = 0; r < n_row; r++) {
+        round_floats(a, q[r], head_dim);
+        for (int p = 0; p * SH_LANES < n_pos[r]; p++)
+            _mm512_store_ps(
+                s + p * SH_LANES,
+                _mm512_mul_ps(bf16_sum(a, head_dim, b.k[p][0], SH_LANES), _mm512_set1_ps(scale)));
+        m[r] = softmax_part(s, n_pos[r], &l[r]);
+        round_floats(a, s, n_pos[r]);
+        for (int d = 0; d < head_dim; d += 16) {
+            __mmask16 mask = d + 16 <= head_dim ? 0xffff : (__mmask16)((1u << (head_dim - d)) - 1);
+            _mm512_mask_storeu_ps(o + (size_t)r * (size_t)head_dim + d, mask,
+                                  bf16_sum(a, n_pos[r], &b.v[0][d], MAX_DIM));
+        }
+    }
+}
+
+static void (*wide[SH_N_DTYPE])(float *, float *, float *, const float *const *, int, const int *,
+                                const void *const *, const void *const *, int, float);
+
+#define ATTEND(type, dtype)                                                                        \
+    static void attend_##type(float *o, float *m, float *l, const float *const *q, int n_row,      \
+                              const int *n_pos, const void *const *kpage,                          \
+                              const void *const *vpage, int head_dim, float scale)                 \
+    {                                                                                              \
+        if (head_dim > MAX_DIM)                                                                    \
+            wide[dtype](o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);                  \
+        else                                                                                       \
+            attend(load_##type, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);          \
+    }
+ATTEND(f16, SH_F16)
+ATTEND(bf16, SH_BF16)
+
 static void put_f16(void *kpage, void *vpage, const float *k, const float *v, int at, int head_dim)
 {
     uint16_t *kp = (uint16_t *)kpage + (size_t)(at / 16) * (size_t)head_dim * 16 + at % 16;
@@ -165,6 +268,10 @@ void sh_attention_avx512(sh_kernels *k)
     k->attn_values[SH_F32] = values_f32;
     k->attn_values[SH_F16] = values_f16;
     k->attn_values[SH_BF16] = values_bf16;
+    wide[SH_F16] = k->attend_bf16[SH_F16];
+    wide[SH_BF16] = k->attend_bf16[SH_BF16];
+    k->attend_bf16[SH_F16] = attend_f16;
+    k->attend_bf16[SH_BF16] = attend_bf16;
     k->kv_put[SH_F16] = put_f16;
     k->softmax_part = softmax_part;
     k->softmax_merge = softmax_merge;

@@ -1,13 +1,13 @@
-/* Matrix products. A vector is one k of a panel's 16 outputs, or four k's as bytes; each weight that is
- * loaded serves up to 8 tokens. T is a constant wherever it stands, so that the loops over tokens unroll
- * and the sums stay in registers. */
+/* Matrix products. A vector is one k of a panel's 16 outputs, or four k's as bytes; each weight
+ * that is loaded serves up to 8 tokens. T is a constant wherever it stands, so that the loops over
+ * tokens unroll and the sums stay in registers. */
 #include "kernels/avx512/avx512.h"
 
 enum { AHEAD = 4096 }; /* bytes that are asked for before they are needed */
 
 /* One token's prepared activations, and the sums of one panel and slice: acc[T]. */
-typedef void slice_fn(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                      const char *x, size_t ldx);
+typedef void slice_fn(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                      int hi, const char *x, size_t ldx);
 
 /* The sums of T tokens over slices, added as the canonical tree adds them. */
 INLINE void tokens(slice_fn *slice, const int T, float *y, size_t ldy, const sh_mat *w,
@@ -56,8 +56,8 @@ INLINE void run(slice_fn *slice, float *y, size_t ldy, const sh_mat *w, int pane
         run(slice, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);              \
     }
 
-INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                      const char *x, size_t ldx)
+INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                      int hi, const char *x, size_t ldx)
 {
     const float *wf = (const float *)panel;
     (void)w;
@@ -65,13 +65,14 @@ INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_t *
         __m512 v = _mm512_load_ps(wf + (size_t)k * SH_LANES);
         _mm_prefetch((const char *)(wf + (size_t)k * SH_LANES) + AHEAD, _MM_HINT_T0);
         for (int t = 0; t < T; t++)
-            acc[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(((const float *)(x + (size_t)t * ldx))[k]), acc[t]);
+            acc[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(((const float *)(x + (size_t)t * ldx))[k]),
+                                     acc[t]);
     }
 }
 MATMUL(matmul_f32, slice_f32)
 
-INLINE void slice_f16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                      const char *x, size_t ldx)
+INLINE void slice_f16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                      int hi, const char *x, size_t ldx)
 {
     (void)w;
     for (int k = lo; k < hi; k++) {
@@ -79,7 +80,8 @@ INLINE void slice_f16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *
         __m512 v = _mm512_cvtph_ps(_mm256_load_si256(p));
         if (!(k & 1)) _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0);
         for (int t = 0; t < T; t++)
-            acc[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(((const float *)(x + (size_t)t * ldx))[k]), acc[t]);
+            acc[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(((const float *)(x + (size_t)t * ldx))[k]),
+                                     acc[t]);
     }
 }
 MATMUL(matmul_f16, slice_f16)
@@ -92,8 +94,8 @@ INLINE void spread_bf16(float *out, const void *x)
     _mm512_storeu_si512(out + 16, _mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000)));
 }
 
-INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                       const char *x, size_t ldx)
+INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                       int hi, const char *x, size_t ldx)
 {
     (void)w;
     for (int k = lo; k < hi; k += SH_RUN) {
@@ -107,7 +109,8 @@ INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
         for (int i = 0; i < 16; i++) {
             __m512i v = _mm512_load_si512(p + i * 64);
             __m512 we = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
-            __m512 wo = _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000)));
+            __m512 wo =
+                _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000)));
             _mm_prefetch((const char *)p + i * 64 + AHEAD, _MM_HINT_T0);
             for (int t = 0; t < T; t++) {
                 even[t] = _mm512_fmadd_ps(we, _mm512_set1_ps(xs[t][i]), even[t]);
@@ -126,7 +129,8 @@ INLINE __m512 scales(const uint8_t *first, int b)
 }
 
 /* acc += (float)(dot - 2^shift * sum of the x's) * (scale_w * scale_x), for block b of one token */
-INLINE __m512 add_block(__m512 acc, __m512i dot, __m512 dw, const char *x, size_t kp, int b, int shift)
+INLINE __m512 add_block(__m512 acc, __m512i dot, __m512 dw, const char *x, size_t kp, int b,
+                        int shift)
 {
     const float *xd = (const float *)(x + kp);
     const int *sum = (const int *)(xd + kp / SH_RUN);
@@ -142,8 +146,8 @@ INLINE __m512i four(const char *x)
     return _mm512_set1_epi32(v);
 }
 
-INLINE void slice_q8_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                       const char *x, size_t ldx)
+INLINE void slice_q8_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                       int hi, const char *x, size_t ldx)
 {
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
     const uint8_t *scale = panel + kp / SH_RUN * 512;
@@ -168,8 +172,8 @@ INLINE void slice_q8_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
 }
 MATMUL(matmul_q8_0_i8, slice_q8_0)
 
-INLINE void slice_q4_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                       const char *x, size_t ldx)
+INLINE void slice_q4_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                       int hi, const char *x, size_t ldx)
 {
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
     const uint8_t *scale = panel + kp / SH_RUN * 256;
@@ -197,19 +201,21 @@ INLINE void slice_q4_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
 }
 MATMUL(matmul_q4_0_i8, slice_q4_0)
 
-/* Four k's of 16 outputs, as bytes in `v`, become four rows of bf16(scale * (q - zero)) held as floats.
- * fma(q, d, -zero d) is d (q - zero) rounded once, as zero is a power of two. */
+/* Four k's of 16 outputs, as bytes in `v`, become four rows of bf16(scale * (q - zero)) held as
+ * floats. fma(q, d, -zero d) is d (q - zero) rounded once, as zero is a power of two. */
 INLINE void dequantise_four(float (*out)[SH_LANES], __m512i v, __m512 d, __m512 minus_zero_d)
 {
     for (int i = 0; i < 4; i++) {
-        __m512i q = _mm512_and_si512(_mm512_srli_epi32(v, (unsigned)(8 * i)), _mm512_set1_epi32(255));
+        __m512i q =
+            _mm512_and_si512(_mm512_srli_epi32(v, (unsigned)(8 * i)), _mm512_set1_epi32(255));
         __m512 f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), d, minus_zero_d);
         _mm512_store_si512(out[i], round_bf16(f));
     }
 }
 
 /* The bf16 arithmetic over a block of 32 rows of floats. */
-INLINE void bf16_block(const int T, __m512 *acc, float (*wr)[SH_LANES], int b, const char *x, size_t ldx)
+INLINE void bf16_block(const int T, __m512 *acc, float (*wr)[SH_LANES], int b, const char *x,
+                       size_t ldx)
 {
     float xs[8][32];
     __m512 even[8], odd[8];
@@ -220,7 +226,8 @@ INLINE void bf16_block(const int T, __m512 *acc, float (*wr)[SH_LANES], int b, c
     for (int i = 0; i < 16; i++)
         for (int t = 0; t < T; t++) {
             even[t] = _mm512_fmadd_ps(_mm512_load_ps(wr[2 * i]), _mm512_set1_ps(xs[t][i]), even[t]);
-            odd[t] = _mm512_fmadd_ps(_mm512_load_ps(wr[2 * i + 1]), _mm512_set1_ps(xs[t][16 + i]), odd[t]);
+            odd[t] = _mm512_fmadd_ps(_mm512_load_ps(wr[2 * i + 1]), _mm512_set1_ps(xs[t][16 + i]),
+                                     odd[t]);
         }
     for (int t = 0; t < T; t++) acc[t] = _mm512_add_ps(acc[t], _mm512_add_ps(even[t], odd[t]));
 }
@@ -233,7 +240,8 @@ INLINE void slice_q8_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uin
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         __m512 d = scales(scale, b), zero = _mm512_mul_ps(d, _mm512_set1_ps(-128.0f));
         for (int g = 0; g < 8; g++)
-            dequantise_four(wr + 4 * g, _mm512_load_si512(panel + (size_t)b * 512 + g * 64), d, zero);
+            dequantise_four(wr + 4 * g, _mm512_load_si512(panel + (size_t)b * 512 + g * 64), d,
+                            zero);
         bf16_block(T, acc, wr, b, x, ldx);
     }
 }
@@ -250,7 +258,8 @@ INLINE void slice_q4_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uin
         for (int g = 0; g < 4; g++) {
             __m512i v = _mm512_load_si512(panel + (size_t)b * 256 + g * 64);
             dequantise_four(wr + 4 * g, _mm512_and_si512(v, nibble), d, zero);
-            dequantise_four(wr + 16 + 4 * g, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), d, zero);
+            dequantise_four(wr + 16 + 4 * g, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), d,
+                            zero);
         }
         bf16_block(T, acc, wr, b, x, ldx);
     }

@@ -1,7 +1,10 @@
 /* What AVX-512 can do at most: the rows `peak` and `read`. */
 #include "kernels/avx512/avx512.h"
 
-enum { N_ACC = 12, AHEAD = 4096 }; /* sums under way; bytes that are asked for before they are read */
+enum {
+    N_ACC = 12,
+    AHEAD = 4096
+}; /* sums under way; bytes that are asked for before they are read */
 
 /* The sums have names, as an array of them would lie in memory. */
 static double peak_f32(long n_round)
@@ -24,8 +27,9 @@ static double peak_f32(long n_round)
         j = _mm512_fmadd_ps(w, x, j);
         k = _mm512_fmadd_ps(w, x, k);
         l = _mm512_fmadd_ps(w, x, l);
-        __asm__ volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d), "+v"(e), "+v"(f),
-                              "+v"(g), "+v"(h), "+v"(i), "+v"(j), "+v"(k), "+v"(l));
+        __asm__ volatile(""
+                         : "+v"(a), "+v"(b), "+v"(c), "+v"(d), "+v"(e), "+v"(f), "+v"(g), "+v"(h),
+                           "+v"(i), "+v"(j), "+v"(k), "+v"(l));
     }
     return (double)n_round * N_ACC * 16 * 2;
 }
@@ -50,8 +54,9 @@ static double peak_i8(long n_round)
         j = _mm512_dpbusd_epi32(j, w, x);
         k = _mm512_dpbusd_epi32(k, w, x);
         l = _mm512_dpbusd_epi32(l, w, x);
-        __asm__ volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d), "+v"(e), "+v"(f),
-                              "+v"(g), "+v"(h), "+v"(i), "+v"(j), "+v"(k), "+v"(l));
+        __asm__ volatile(""
+                         : "+v"(a), "+v"(b), "+v"(c), "+v"(d), "+v"(e), "+v"(f), "+v"(g), "+v"(h),
+                           "+v"(i), "+v"(j), "+v"(k), "+v"(l));
     }
     return (double)n_round * N_ACC * 64 * 2;
 }

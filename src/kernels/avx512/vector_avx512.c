@@ -40,7 +40,8 @@ static void prepare_i8(void *y, const float *x, const sh_kdim *kd)
         for (int p = kd->kp[s], k = kd->k[s]; p < kd->kp[s + 1]; p += SH_RUN, k += SH_RUN) {
             int n = kd->k[s + 1] - k, b = p / SH_RUN;
             __m512 a = _mm512_maskz_loadu_ps(first(n), x + k);
-            __m512 c = n > 16 ? _mm512_maskz_loadu_ps(first(n - 16), x + k + 16) : _mm512_setzero_ps();
+            __m512 c =
+                n > 16 ? _mm512_maskz_loadu_ps(first(n - 16), x + k + 16) : _mm512_setzero_ps();
             const __m512i bits = _mm512_set1_epi32(0x7fffffff);
             uint32_t big = (uint32_t)_mm512_reduce_max_epi32(
                 _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), bits),

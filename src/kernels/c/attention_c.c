@@ -46,9 +46,9 @@ static void store_bf16(void *p, size_t i, float v)
             for (int j = 0; j < n_pos; j++) {                                                      \
                 float acc = 0;                                                                     \
                 for (int d = 0; d < head_dim; d++)                                                 \
-                    acc = fmaf(q[(size_t)h * ldq + (size_t)d],                                     \
-                               load_##type(kpage, (size_t)((j / 16 * head_dim + d) * 16 + j % 16)), \
-                               acc);                                                               \
+                    acc = fmaf(                                                                    \
+                        q[(size_t)h * ldq + (size_t)d],                                            \
+                        load_##type(kpage, (size_t)((j / 16 * head_dim + d) * 16 + j % 16)), acc); \
                 s[(size_t)h * lds + (size_t)j] = acc * scale;                                      \
             }                                                                                      \
     }                                                                                              \
@@ -75,9 +75,9 @@ static float round16(float x)
 static float softmax_part(float *s, int n, float *sum);
 
 /* One span of one query. `load` reads the cache's type. */
-static void attend_row(float (*load)(const void *, size_t), float *o, float *m, float *l, const float *q,
-                       int n_pos, const void *const *kpage, const void *const *vpage, int head_dim,
-                       float scale)
+static void attend_row(float (*load)(const void *, size_t), float *o, float *m, float *l,
+                       const float *q, int n_pos, const void *const *kpage,
+                       const void *const *vpage, int head_dim, float scale)
 {
     float s[SH_SPAN];
     for (int j = 0; j < n_pos; j++) {
@@ -86,7 +86,8 @@ static void attend_row(float (*load)(const void *, size_t), float *o, float *m, 
         for (int run = 0; run < head_dim; run += SH_RUN) {
             float part[2] = {0, 0}; /* even, odd */
             for (int d = run; d < run + SH_RUN && d < head_dim; d++) {
-                float k = load(kpage[j / SH_PAGE], (size_t)((at / 16 * head_dim + d) * 16 + at % 16));
+                float k =
+                    load(kpage[j / SH_PAGE], (size_t)((at / 16 * head_dim + d) * 16 + at % 16));
                 part[d & 1] = fmaf(round16(q[d]), round16(k), part[d & 1]);
             }
             acc += part[0] + part[1];
@@ -108,19 +109,21 @@ static void attend_row(float (*load)(const void *, size_t), float *o, float *m, 
     }
 }
 
-static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row, const int *n_pos,
-                       const void *const *kpage, const void *const *vpage, int head_dim, float scale)
+static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row,
+                       const int *n_pos, const void *const *kpage, const void *const *vpage,
+                       int head_dim, float scale)
 {
     for (int r = 0; r < n_row; r++)
-        attend_row(load_f16, o + (size_t)r * (size_t)head_dim, m + r, l + r, q[r], n_pos[r], kpage, vpage,
-                   head_dim, scale);
+        attend_row(load_f16, o + (size_t)r * (size_t)head_dim, m + r, l + r, q[r], n_pos[r], kpage,
+                   vpage, head_dim, scale);
 }
-static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row, const int *n_pos,
-                        const void *const *kpage, const void *const *vpage, int head_dim, float scale)
+static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row,
+                        const int *n_pos, const void *const *kpage, const void *const *vpage,
+                        int head_dim, float scale)
 {
     for (int r = 0; r < n_row; r++)
-        attend_row(load_bf16, o + (size_t)r * (size_t)head_dim, m + r, l + r, q[r], n_pos[r], kpage, vpage,
-                   head_dim, scale);
+        attend_row(load_bf16, o + (size_t)r * (size_t)head_dim, m + r, l + r, q[r], n_pos[r], kpage,
+                   vpage, head_dim, scale);
 }
 
 static float softmax_part(float *s, int n, float *sum)

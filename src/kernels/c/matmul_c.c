@@ -32,7 +32,8 @@ static void run(slice_fn *slice, float *y, size_t ldy, const sh_mat *w, int pane
             int depth = 0;
             for (int s = slice_lo; s < slice_hi; s++) {
                 float acc[SH_LANES] = {0};
-                slice(acc, w, panel, w->kd.kp[s], w->kd.kp[s + 1], (const char *)x + (size_t)t * ldx);
+                slice(acc, w, panel, w->kd.kp[s], w->kd.kp[s + 1],
+                      (const char *)x + (size_t)t * ldx);
                 tree_push(part, &depth, s - slice_lo, acc);
             }
             for (int l = 0; l < n; l++) y[(size_t)t * ldy + (size_t)(o + l)] = part[0][l];
@@ -47,7 +48,8 @@ static void run(slice_fn *slice, float *y, size_t ldy, const sh_mat *w, int pane
         run(slice, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);              \
     }
 
-static void slice_f32(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const void *x)
+static void slice_f32(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                      const void *x)
 {
     const float *wf = (const float *)panel, *xf = x;
     (void)w;
@@ -56,7 +58,8 @@ static void slice_f32(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
 }
 MATMUL(matmul_f32, slice_f32)
 
-static void slice_f16(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const void *x)
+static void slice_f16(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                      const void *x)
 {
     const uint16_t *wh = (const uint16_t *)panel;
     const float *xf = x;
@@ -151,8 +154,8 @@ static void slice_q4_0_i8(float *acc, const sh_mat *w, const uint8_t *panel, int
 MATMUL(matmul_q8_0_i8, slice_q8_0_i8)
 MATMUL(matmul_q4_0_i8, slice_q4_0_i8)
 
-static void slice_q_bf16(unpack_fn *unpack, float *acc, const sh_mat *w, const uint8_t *panel, int lo,
-                         int hi, const void *x)
+static void slice_q_bf16(unpack_fn *unpack, float *acc, const sh_mat *w, const uint8_t *panel,
+                         int lo, int hi, const void *x)
 {
     const uint16_t *xh = x;
     int q[SH_RUN][SH_LANES];

@@ -1,0 +1,123 @@
+/* Products of quantised weights and int8 activations: sdot adds four products of signed bytes to each
+ * of four 32-bit sums, exactly. Weights are made signed as they are loaded. */
+#include "kernels/neon/neon.h"
+
+enum { TILE = 4 };
+
+/* Four bytes of a token to all lanes. */
+SH_INLINE int8x16_t spread4(const uint8_t *p)
+{
+    return vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(const void *)p));
+}
+
+/* acc = fma(dot, scale_w * scale_x, acc) for the lanes of a panel. scale: f16. */
+SH_INLINE void add_block(float *acc, const int32x4_t dot[4], const uint16_t *scale, float scale_x)
+{
+    for (int i = 0; i < 4; i++) {
+        float32x4_t d = vmulq_n_f32(sh_f16x4(scale + i * 4), scale_x);
+        vst1q_f32(acc + i * 4, vfmaq_f32(vld1q_f32(acc + i * 4), vcvtq_f32_s32(dot[i]), d));
+    }
+}
+
+SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
+                      size_t ldx, const int n)
+{
+    const uint8x16_t flip = vdupq_n_u8(0x80);
+    size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
+    const uint16_t *scale = (const uint16_t *)(panel + kp * SH_LANES);
+    memset(acc, 0, (size_t)n * SH_LANES * sizeof *acc);
+    for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
+        const uint8_t *q = panel + (size_t)b * 512;
+        int32x4_t dot[TILE][4];
+        for (int i = 0; i < 8; i++) __builtin_prefetch(q + SH_AHEAD + i * 64);
+        __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
+        for (int t = 0; t < n; t++)
+            for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);
+#pragma GCC unroll 2
+        for (int g = 0; g < 8; g++) {
+            int8x16_t v[4];
+            for (int i = 0; i < 4; i++)
+                v[i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(q + g * 64 + i * 16), flip));
+            for (int t = 0; t < n; t++) {
+                int8x16_t xv = spread4(x + (size_t)t * ldx + b * SH_RUN + g * 4);
+                for (int i = 0; i < 4; i++) dot[t][i] = vdotq_s32(dot[t][i], v[i], xv);
+            }
+        }
+        for (int t = 0; t < n; t++)
+            add_block(acc + t * SH_LANES, dot[t], scale + b * SH_LANES,
+                      ((const float *)(x + (size_t)t * ldx + kp))[b]);
+    }
+}
+
+SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
+                      size_t ldx, const int n)
+{
+    const uint8x16_t low = vdupq_n_u8(15);
+    const int8x16_t eight = vdupq_n_s8(8);
+    size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
+    const uint16_t *scale = (const uint16_t *)(panel + kp * (SH_LANES / 2));
+    memset(acc, 0, (size_t)n * SH_LANES * sizeof *acc);
+    for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
+        const uint8_t *q = panel + (size_t)b * 256;
+        int32x4_t dot[TILE][4];
+        for (int i = 0; i < 4; i++) __builtin_prefetch(q + SH_AHEAD + i * 64);
+        __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
+        for (int t = 0; t < n; t++)
+            for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);
+        for (int g = 0; g < 4; g++) {
+            int8x16_t v[4], u[4];
+            for (int i = 0; i < 4; i++) {
+                uint8x16_t byte = vld1q_u8(q + g * 64 + i * 16);
+                v[i] = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(byte, low)), eight);
+                u[i] = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(byte, 4)), eight);
+            }
+            for (int t = 0; t < n; t++) {
+                const uint8_t *xb = x + (size_t)t * ldx + b * SH_RUN + g * 4;
+                int8x16_t x0 = spread4(xb), x1 = spread4(xb + 16);
+                for (int i = 0; i < 4; i++)
+                    dot[t][i] = vdotq_s32(vdotq_s32(dot[t][i], v[i], x0), u[i], x1);
+            }
+        }
+        for (int t = 0; t < n; t++)
+            add_block(acc + t * SH_LANES, dot[t], scale + b * SH_LANES,
+                      ((const float *)(x + (size_t)t * ldx + kp))[b]);
+    }
+}
+
+static void q8_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
+                    size_t ldx, int n)
+{
+    switch (n) {
+    case 1: q8_sum(acc, w, panel, lo, hi, x, ldx, 1); break;
+    case 2: q8_sum(acc, w, panel, lo, hi, x, ldx, 2); break;
+    case 3: q8_sum(acc, w, panel, lo, hi, x, ldx, 3); break;
+    default: q8_sum(acc, w, panel, lo, hi, x, ldx, 4);
+    }
+}
+static void q4_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
+                    size_t ldx, int n)
+{
+    switch (n) {
+    case 1: q4_sum(acc, w, panel, lo, hi, x, ldx, 1); break;
+    case 2: q4_sum(acc, w, panel, lo, hi, x, ldx, 2); break;
+    case 3: q4_sum(acc, w, panel, lo, hi, x, ldx, 3); break;
+    default: q4_sum(acc, w, panel, lo, hi, x, ldx, 4);
+    }
+}
+
+static void q8_i8(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
+                  int slice_hi, const void *x, size_t ldx, int n_tok)
+{
+    sh_product(q8_sums, TILE, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+}
+static void q4_i8(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
+                  int slice_hi, const void *x, size_t ldx, int n_tok)
+{
+    sh_product(q4_sums, TILE, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+}
+
+void sh_matmul_i8_neon(sh_kernels *k)
+{
+    k->matmul[SH_Q8_0][SH_FORM_I8] = q8_i8;
+    k->matmul[SH_Q4_0][SH_FORM_I8] = q4_i8;
+}

@@ -1,0 +1,154 @@
+/* The thread pool: every thread runs every region once, regions see what earlier ones wrote, with
+ * fewer and with more threads than cores, spinning and sleeping. Also run under TSan. */
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "base/threads.h"
+
+enum { MAX_THREAD = 16, N_ITEM = 1000, N_REGION = 300 };
+
+typedef struct work {
+    int ran[MAX_THREAD]; /* how often thread i ran */
+    int n_thread;        /* as the threads were told */
+    int64_t item[N_ITEM], sum[MAX_THREAD];
+} work;
+
+static void count(void *arg, int thread, int n_thread)
+{
+    work *w = arg;
+    w->ran[thread]++;
+    if (thread == 0) w->n_thread = n_thread;
+}
+
+/* Every thread its share, without locks: a share that overlaps is a race that TSan sees. */
+static void add_to_items(void *arg, int thread, int n_thread)
+{
+    work *w = arg;
+    int lo, hi;
+    sh_share(N_ITEM, thread, n_thread, &lo, &hi);
+    for (int i = lo; i < hi; i++) w->item[i] += i;
+}
+
+/* Reads what the others wrote in the region before. */
+static void sum_items(void *arg, int thread, int n_thread)
+{
+    work *w = arg;
+    (void)n_thread;
+    w->sum[thread] = 0;
+    for (int i = 0; i < N_ITEM; i++) w->sum[thread] += w->item[i];
+}
+
+static void each_thread_once(void **state)
+{
+    static const int n_thread[] = {1, 2, 3, 4, 7, MAX_THREAD};
+    (void)state;
+    for (size_t i = 0; i < sizeof n_thread / sizeof *n_thread; i++)
+        for (int spin = 0; spin <= 2000; spin += 2000) {
+            work w = {0};
+            sh_pool *p;
+            assert_int_equal(sh_pool_open(&p, n_thread[i], NULL, spin), SH_OK);
+            assert_int_equal(sh_pool_n_thread(p), n_thread[i]);
+            for (int r = 1; r <= N_REGION; r++) {
+                sh_pool_run(p, count, &w);
+                for (int t = 0; t < n_thread[i]; t++) assert_int_equal(w.ran[t], r);
+                assert_int_equal(w.n_thread, n_thread[i]);
+            }
+            sh_pool_close(p);
+        }
+}
+
+static void regions_follow_each_other(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 5; n++) {
+        work w = {0};
+        sh_pool *p;
+        assert_int_equal(sh_pool_open(&p, n, NULL, 100), SH_OK);
+        for (int r = 1; r <= N_REGION; r++) {
+            sh_pool_run(p, add_to_items, &w);
+            sh_pool_run(p, sum_items, &w);
+            for (int t = 0; t < n; t++)
+                assert_int_equal(w.sum[t], (int64_t)r * N_ITEM * (N_ITEM - 1) / 2);
+        }
+        sh_pool_close(p);
+    }
+}
+
+static void wakes_after_sleeping(void **state)
+{
+    const struct timespec pause = {.tv_nsec = 3000000};
+    work w = {0};
+    sh_pool *p;
+    (void)state;
+    assert_int_equal(sh_pool_open(&p, 3, NULL, 10), SH_OK);
+    for (int r = 1; r <= 20; r++) {
+        nanosleep(&pause, NULL); /* long past the spinning */
+        sh_pool_run(p, count, &w);
+        for (int t = 0; t < 3; t++) assert_int_equal(w.ran[t], r);
+    }
+    sh_pool_close(p);
+}
+
+static void opens_and_closes(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 50; i++) { /* some without a single region */
+        work w = {0};
+        sh_pool *p;
+        assert_int_equal(sh_pool_open(&p, 1 + i % 5, NULL, 0), SH_OK);
+        for (int r = 0; r < i % 3; r++) sh_pool_run(p, count, &w);
+        assert_int_equal(w.ran[i % 5], i % 3);
+        sh_pool_close(p);
+    }
+    sh_pool_close(NULL);
+}
+
+static void two_pools_at_once(void **state)
+{
+    work a = {0}, b = {0};
+    sh_pool *p, *q;
+    (void)state;
+    assert_int_equal(sh_pool_open(&p, 2, NULL, 0), SH_OK);
+    assert_int_equal(sh_pool_open(&q, 3, NULL, 0), SH_OK);
+    for (int r = 1; r <= 100; r++) {
+        sh_pool_run(p, count, &a);
+        sh_pool_run(q, count, &b);
+        assert_int_equal(a.ran[1], r);
+        assert_int_equal(b.ran[2], r);
+    }
+    sh_pool_close(p);
+    sh_pool_close(q);
+}
+
+static void shares_tile(void **state)
+{
+    (void)state;
+    for (int n_item = 0; n_item < 40; n_item++)
+        for (int n = 1; n <= 9; n++) {
+            int at = 0, lo, hi;
+            for (int i = 0; i < n; i++) {
+                sh_share(n_item, i, n, &lo, &hi);
+                assert_int_equal(lo, at);
+                assert_in_range(hi - lo, n_item / n, n_item / n + 1);
+                at = hi;
+            }
+            assert_int_equal(at, n_item);
+        }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(each_thread_once),     cmocka_unit_test(regions_follow_each_other),
+        cmocka_unit_test(wakes_after_sleeping), cmocka_unit_test(opens_and_closes),
+        cmocka_unit_test(two_pools_at_once),    cmocka_unit_test(shares_tile),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
