@@ -51,7 +51,8 @@ struct shoal {
     uint32_t *ids; /* (n_batch) */
     queued *event; /* n_event of them, the first first_event taken */
     size_t n_event, first_event, cap_event;
-    sh_buf text; /* of the queued events */
+    sh_buf text;  /* of the queued events */
+    sh_buf shown; /* of the event taken last: its text stays while others are queued */
     uint64_t n_request;
     bool broken; /* a node was lost */
     shoal_stats stats;
@@ -270,6 +271,7 @@ void shoal_close(shoal *s)
     sh_scheduler_close(&s->scheduler);
     sh_sampler_close(&s->sampler);
     sh_buf_free(&s->text);
+    sh_buf_free(&s->shown);
     free(s->x);
     free(s->logits);
     free(s->ids);
@@ -631,6 +633,11 @@ shoal_err shoal_next(shoal *s, shoal_event *event)
     }
     queued *q = &s->event[s->first_event++];
     *event = q->event;
-    event->text = (const char *)s->text.p + q->text_at;
+    event->text = "";
+    if (event->n_text == 0) return SHOAL_OK;
+    s->shown.n = 0;
+    sh_put_bytes(&s->shown, s->text.p + q->text_at, event->n_text);
+    if (s->shown.bad) return out_err(sh_fail(SH_ENOMEM, "no memory for a text"));
+    event->text = (const char *)s->shown.p;
     return SHOAL_OK;
 }

@@ -27,6 +27,7 @@ struct sh_node {
     sh_group *group;
     sh_forward forward;
     sh_buf message; /* a broadcast being put together */
+    bool serves;    /* the other ranks wait for what to do */
 };
 
 /* ---- what ranks need to know, as bytes ---- */
@@ -180,6 +181,7 @@ sh_err sh_node_open(sh_node **out, const sh_node_options *opt)
     SH_GOTO(blob.bad ? sh_fail(SH_ENOMEM, "no memory to start ranks")
                      : sh_group_open(&node->group, &go));
     SH_GOTO(sh_group_ready(node->group, load(node)));
+    node->serves = true;
     *out = node;
     node = NULL;
 out:
@@ -191,7 +193,7 @@ out:
 void sh_node_close(sh_node *node)
 {
     if (!node) return;
-    if (node->group && node->rank == 0 && node->opt.n_rank > 1) {
+    if (node->serves && node->opt.n_rank > 1) {
         uint8_t stop[4] = {0}; /* nothing to do: the others leave */
         size_t n = sizeof stop;
         (void)sh_group_bcast(node->group, stop, n, &n);

@@ -33,22 +33,21 @@ sh_err sh_plan_stages(sh_range *layer, const sh_config *c, const sh_model_file *
     if (n_stage < 1 || n_stage > c->n_layer)
         return sh_fail(SH_EARG, "%d stages for a model of %d layers: give 1 to %d", n_stage,
                        c->n_layer, c->n_layer);
-    size_t head = 0, total, done;
+    size_t mine = 0, left; /* bytes of this stage and of all from it on; the head is the first's */
     for (const sh_tensor_row *r = c->family->ends; r->gguf; r++)
-        if (r->split == SH_BY_ROW) head += sh_family_tensor(m, r, -1)->n_bytes;
-    total = head;
-    for (int l = 0; l < c->n_layer; l++) total += layer_bytes(c, m, l);
-    done = head;
-    for (int s = 0, l = 0; s < n_stage; s++) {
+        if (r->split == SH_BY_ROW) mine += sh_family_tensor(m, r, -1)->n_bytes;
+    left = mine;
+    for (int l = 0; l < c->n_layer; l++) left += layer_bytes(c, m, l);
+    for (int s = 0, l = 0; s < n_stage; s++, mine = 0) {
+        int after = n_stage - s - 1; /* each later stage needs a layer */
+        size_t fair = left / (size_t)(after + 1);
         layer[s].lo = l;
-        int left = n_stage - s - 1; /* each later stage needs a layer */
         do {
-            done += layer_bytes(c, m, l++);
-            /* one more if that brings the sum nearer to this stage's end */
-        } while (l < c->n_layer - left &&
-                 (left == 0 ||
-                  done + layer_bytes(c, m, l) / 2 <= total / (size_t)n_stage * (size_t)(s + 1)));
+            mine += layer_bytes(c, m, l++);
+            /* one more if that brings the sum nearer to its fair share */
+        } while (l < c->n_layer - after && (after == 0 || mine + layer_bytes(c, m, l) / 2 <= fair));
         layer[s].hi = l;
+        left -= mine;
     }
     return SH_OK;
 }

@@ -18,15 +18,19 @@ INLINE void tokens(slice_fn *slice, const int T, float *y, size_t ldy, const sh_
     int depth = 0;
     for (int s = slice_lo; s < slice_hi; s++) {
         __m512 acc[8];
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++) acc[t] = _mm512_setzero_ps();
         slice(T, acc, w, panel, w->kd.kp[s], w->kd.kp[s + 1], x, ldx);
         for (int i = s - slice_lo; i & 1; i >>= 1) {
             depth--;
+#pragma GCC unroll 8
             for (int t = 0; t < T; t++) acc[t] = _mm512_add_ps(part[depth][t], acc[t]);
         }
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++) part[depth][t] = acc[t];
         depth++;
     }
+#pragma GCC unroll 8
     for (int t = 0; t < T; t++) _mm512_mask_storeu_ps(y + (size_t)t * ldy, rows, part[0][t]);
 }
 
@@ -64,6 +68,7 @@ INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_t *
     for (int k = lo; k < hi; k++) {
         __m512 v = _mm512_load_ps(wf + (size_t)k * SH_LANES);
         _mm_prefetch((const char *)(wf + (size_t)k * SH_LANES) + AHEAD, _MM_HINT_T0);
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++)
             acc[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(((const float *)(x + (size_t)t * ldx))[k]),
                                      acc[t]);
@@ -79,6 +84,7 @@ INLINE void slice_f16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *
         const __m256i *p = (const __m256i *)(panel + (size_t)k * 32);
         __m512 v = _mm512_cvtph_ps(_mm256_load_si256(p));
         if (!(k & 1)) _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0);
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++)
             acc[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(((const float *)(x + (size_t)t * ldx))[k]),
                                      acc[t]);
@@ -102,6 +108,7 @@ INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
         const uint8_t *p = panel + (size_t)k * 32;
         float xs[8][32];
         __m512 even[8], odd[8];
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             spread_bf16(xs[t], x + (size_t)t * ldx + (size_t)k * 2);
             even[t] = odd[t] = _mm512_setzero_ps();
@@ -112,11 +119,13 @@ INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
             __m512 wo =
                 _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000)));
             _mm_prefetch((const char *)p + i * 64 + AHEAD, _MM_HINT_T0);
+#pragma GCC unroll 8
             for (int t = 0; t < T; t++) {
                 even[t] = _mm512_fmadd_ps(we, _mm512_set1_ps(xs[t][i]), even[t]);
                 odd[t] = _mm512_fmadd_ps(wo, _mm512_set1_ps(xs[t][16 + i]), odd[t]);
             }
         }
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++) acc[t] = _mm512_add_ps(acc[t], _mm512_add_ps(even[t], odd[t]));
     }
 }
@@ -155,13 +164,16 @@ INLINE void slice_q8_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
         const uint8_t *p = panel + (size_t)b * 512;
         __m512 dw = scales(scale, b);
         __m512i q[8];
+#pragma GCC unroll 8
         for (int g = 0; g < 8; g++) {
             q[g] = _mm512_load_si512(p + g * 64);
             if (T < 8) _mm_prefetch((const char *)p + g * 64 + AHEAD, _MM_HINT_T0);
         }
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             const char *xt = x + (size_t)t * ldx, *xb = xt + b * SH_RUN;
             __m512i d0 = _mm512_setzero_si512(), d1 = d0;
+#pragma GCC unroll 8
             for (int g = 0; g < 8; g += 2) {
                 d0 = _mm512_dpbusd_epi32(d0, q[g], four(xb + g * 4));
                 d1 = _mm512_dpbusd_epi32(d1, q[g + 1], four(xb + g * 4 + 4));
@@ -188,9 +200,11 @@ INLINE void slice_q4_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
             q[g] = _mm512_and_si512(v, nibble);
             q[g + 4] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
         }
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             const char *xt = x + (size_t)t * ldx, *xb = xt + b * SH_RUN;
             __m512i d0 = _mm512_setzero_si512(), d1 = d0;
+#pragma GCC unroll 8
             for (int g = 0; g < 8; g += 2) {
                 d0 = _mm512_dpbusd_epi32(d0, q[g], four(xb + g * 4));
                 d1 = _mm512_dpbusd_epi32(d1, q[g + 1], four(xb + g * 4 + 4));
@@ -219,16 +233,19 @@ INLINE void bf16_block(const int T, __m512 *acc, float (*wr)[SH_LANES], int b, c
 {
     float xs[8][32];
     __m512 even[8], odd[8];
+#pragma GCC unroll 8
     for (int t = 0; t < T; t++) {
         spread_bf16(xs[t], x + (size_t)t * ldx + (size_t)b * SH_RUN * 2);
         even[t] = odd[t] = _mm512_setzero_ps();
     }
     for (int i = 0; i < 16; i++)
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             even[t] = _mm512_fmadd_ps(_mm512_load_ps(wr[2 * i]), _mm512_set1_ps(xs[t][i]), even[t]);
             odd[t] = _mm512_fmadd_ps(_mm512_load_ps(wr[2 * i + 1]), _mm512_set1_ps(xs[t][16 + i]),
                                      odd[t]);
         }
+#pragma GCC unroll 8
     for (int t = 0; t < T; t++) acc[t] = _mm512_add_ps(acc[t], _mm512_add_ps(even[t], odd[t]));
 }
 
@@ -239,6 +256,7 @@ INLINE void slice_q8_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uin
     _Alignas(64) float wr[SH_RUN][SH_LANES];
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         __m512 d = scales(scale, b), zero = _mm512_mul_ps(d, _mm512_set1_ps(-128.0f));
+#pragma GCC unroll 8
         for (int g = 0; g < 8; g++)
             dequantise_four(wr + 4 * g, _mm512_load_si512(panel + (size_t)b * 512 + g * 64), d,
                             zero);

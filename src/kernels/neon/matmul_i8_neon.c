@@ -4,6 +4,8 @@
 
 enum { TILE = 4 };
 
+/* The loops over a block are not unrolled: gcc would mix their parts and run out of registers. */
+
 /* Four bytes of a token to all lanes. */
 SH_INLINE int8x16_t spread4(const uint8_t *p)
 {
@@ -33,7 +35,7 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
         __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
         for (int t = 0; t < n; t++)
             for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);
-#pragma GCC unroll 2
+#pragma GCC unroll 1
         for (int g = 0; g < 8; g++) {
             int8x16_t v[4];
             for (int i = 0; i < 4; i++)
@@ -64,6 +66,7 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
         __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
         for (int t = 0; t < n; t++)
             for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);
+#pragma GCC unroll 1
         for (int g = 0; g < 4; g++) {
             int8x16_t v[4], u[4];
             for (int i = 0; i < 4; i++) {

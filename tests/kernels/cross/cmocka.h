@@ -5,6 +5,7 @@
 
 #include <setjmp.h>
 #include <stdio.h>
+#include <string.h>
 
 struct CMUnitTest {
     const char *name;
@@ -23,6 +24,7 @@ static jmp_buf cmocka_failed;
 #define assert_true(a)           cmocka_check(a, #a)
 #define assert_non_null(a)       cmocka_check((a) != NULL, #a " is NULL")
 #define assert_int_equal(a, b)   cmocka_check((a) == (b), #a " is not " #b)
+#define assert_memory_equal(a, b, n) cmocka_check(memcmp(a, b, n) == 0, #a " is not the same as " #b)
 #define assert_in_range(a, b, c) cmocka_check((a) >= (b) && (a) <= (c), #a " is not in range")
 #define print_message            printf
 
@@ -50,5 +52,8 @@ static inline int _cmocka_run_group_tests(const char *group, const struct CMUnit
     }
     return n_failed;
 }
+
+#define cmocka_run_group_tests(tests, setup, teardown)                                             \
+    _cmocka_run_group_tests(#tests, tests, sizeof(tests) / sizeof *(tests), setup, teardown)
 
 #endif
