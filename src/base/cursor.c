@@ -57,7 +57,8 @@ double sh_get_f64(sh_cursor *c)
 
 void sh_put_bytes(sh_buf *b, const void *p, size_t n)
 {
-    if (b->bad || sh_grow(&b->p, &b->cap, b->n + n, 1, "a message") != SH_OK) {
+    if (b->bad || n > SIZE_MAX - b->n ||
+        sh_grow(&b->p, &b->cap, b->n + n, 1, "a message") != SH_OK) {
         b->bad = true;
         return;
     }

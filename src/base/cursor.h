@@ -17,7 +17,7 @@ typedef struct sh_cursor {
 
 static inline sh_cursor sh_cursor_of(const void *p, size_t n)
 {
-    return (sh_cursor){.p = p, .end = (const uint8_t *)p + n};
+    return (sh_cursor){.p = p, .end = n ? (const uint8_t *)p + n : p}; /* p may be NULL for none */
 }
 static inline size_t sh_cursor_left(const sh_cursor *c)
 {

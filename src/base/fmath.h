@@ -8,7 +8,7 @@
 
 #include "base/dtype.h"
 
-/* e^x in float32, within 2 units in the last place. Below -87 it is 0, above 88.7 infinity.
+/* e^x in float32, within 3 units in the last place. Below -87 it is 0, above 88.7 infinity.
  * n = round(x / ln 2) by the 1.5 * 2^23 trick; r = x - n ln 2 in two parts (Cody & Waite 1980); a
  * polynomial of degree 6 in r (Taylor coefficients, |r| <= 0.35); times 2^n through the exponent.
  */
@@ -34,7 +34,7 @@ static inline float sh_expf(float x)
 }
 
 /** e^x, ln x and the sine and cosine of x in float64, within some 1e-15 of the result (sine and
- *  cosine: of 1, for |x| below 1e7). For tables made at load. */
+ *  cosine: of 1, for |x| below 1e6). For tables made at load. */
 double sh_exp(double x);
 double sh_ln(double x);
 void sh_sincos(double x, double *sin, double *cos);

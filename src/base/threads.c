@@ -31,6 +31,8 @@ struct sh_pool {
     pthread_t *thread;
     thread_arg *args;
     int n_started;
+    bool bound;       /* the thread that opened the pool is tied to a CPU until it closes it... */
+    cpu_set_t before; /* ...and may then run here again */
 };
 
 static void wait_change(sh_pool *p, atomic_uint *word, unsigned old)
@@ -93,7 +95,10 @@ sh_err sh_pool_open(sh_pool **out, int n_thread, const int *cpu, int spin)
         }
         p->n_started++;
     }
-    if (cpu) sh_cpu_bind(cpu[0]);
+    if (cpu && cpu[0] >= 0) {
+        p->bound = pthread_getaffinity_np(pthread_self(), sizeof p->before, &p->before) == 0;
+        sh_cpu_bind(cpu[0]);
+    }
     *out = p;
     return SH_OK;
 out:
@@ -108,6 +113,7 @@ void sh_pool_close(sh_pool *p)
     atomic_fetch_add(&p->go, 1);
     wake(p, &p->go);
     for (int i = 1; i <= p->n_started; i++) pthread_join(p->thread[i], NULL);
+    if (p->bound) (void)pthread_setaffinity_np(pthread_self(), sizeof p->before, &p->before);
     free(p->thread);
     free(p->args);
     free(p);

@@ -9,7 +9,8 @@
 typedef struct sh_pool sh_pool;
 
 /** n_thread threads, the caller of sh_pool_run being number 0. cpu[i] >= 0 ties thread i to that
- *  logical CPU; cpu may be NULL. spin: how many pauses a waiting thread makes before it sleeps. */
+ *  logical CPU, the caller until sh_pool_close; cpu may be NULL. spin: how many pauses a waiting
+ *  thread makes before it sleeps. */
 sh_err sh_pool_open(sh_pool **out, int n_thread, const int *cpu, int spin);
 void sh_pool_close(sh_pool *p);
 int sh_pool_n_thread(const sh_pool *p);

@@ -300,7 +300,7 @@ static sh_err shm_bcast(sh_group *base, void *p, size_t cap, size_t *n)
         if (*n > g->s->bcast_bytes)
             return sh_fail(SH_EARG, "a broadcast of %zu bytes, more than was agreed", *n);
         SH_TRY(wait_all(g, op - 1));
-        memcpy(bcast_of(g->s, op), p, *n);
+        if (*n) memcpy(bcast_of(g->s, op), p, *n); /* p may be NULL for no bytes */
         g->s->n_bcast[op & 1] = *n;
         arrive(g, op);
         return SH_OK;
@@ -308,7 +308,7 @@ static sh_err shm_bcast(sh_group *base, void *p, size_t cap, size_t *n)
     SH_TRY(wait_rank(g, 0, op));
     *n = g->s->n_bcast[op & 1];
     if (*n > cap) return sh_fail(SH_EPEER, "a broadcast of %zu bytes, more than was agreed", *n);
-    memcpy(p, bcast_of(g->s, op), *n);
+    if (*n) memcpy(p, bcast_of(g->s, op), *n);
     arrive(g, op);
     return SH_OK;
 }

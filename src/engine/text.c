@@ -28,12 +28,18 @@ static size_t stop_at(const sh_text *t, const char *p, size_t n)
     return first;
 }
 
+/* Never NULL, with no bytes either: memmem and pointer arithmetic want one. */
+static const char *held(const sh_text *t)
+{
+    return t->held.p ? (const char *)t->held.p : "";
+}
+
 bool sh_text_put(sh_text *t, const char *piece, size_t n, const char **out, size_t *n_out)
 {
     if (t->n_shown) memmove(t->held.p, t->held.p + t->n_shown, t->held.n - t->n_shown);
     t->held.n -= t->n_shown;
     sh_put_bytes(&t->held, piece, n);
-    const char *p = (const char *)t->held.p;
+    const char *p = held(t);
     size_t end = stop_at(t, p, t->held.n);
     bool stopped = end < t->held.n;
     if (!stopped) {
@@ -47,7 +53,7 @@ bool sh_text_put(sh_text *t, const char *piece, size_t n, const char **out, size
 
 void sh_text_end(sh_text *t, const char **out, size_t *n_out)
 {
-    *out = (const char *)t->held.p + t->n_shown;
+    *out = held(t) + t->n_shown;
     *n_out = t->held.n - t->n_shown;
     t->n_shown = t->held.n;
 }

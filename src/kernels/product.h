@@ -17,8 +17,8 @@ enum {
 /* The roots of the finished subtrees of one token's canonical tree, for the lanes of a panel. */
 typedef float sh_tree[4][SH_LANES];
 
-/* Takes the sum of slice i, counted from the first; slices come in order. Before it there are as many
- * roots as i has ones, and each trailing one is a carry. */
+/* Takes the sum of slice i, counted from the first; slices come in order. Before it there are as
+ * many roots as i has ones, and each trailing one is a carry. */
 SH_INLINE void sh_tree_push(sh_tree tree, int i, const float *sum)
 {
     float cur[SH_LANES];
@@ -43,8 +43,9 @@ typedef void sh_sum_fn(float *acc, const sh_mat *w, const uint8_t *panel, int lo
                        const uint8_t *x, size_t ldx, int n);
 
 /* The product made of such sums, `tile` tokens at a time, straight from the packed weights. */
-SH_INLINE void sh_product(sh_sum_fn *sum, int tile, float *y, size_t ldy, const sh_mat *w, int panel_lo,
-                          int panel_hi, int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_INLINE void sh_product(sh_sum_fn *sum, int tile, float *y, size_t ldy, const sh_mat *w,
+                          int panel_lo, int panel_hi, int slice_lo, int slice_hi, const void *x,
+                          size_t ldx, int n_tok)
 {
     for (int t0 = 0; t0 < n_tok; t0 += SH_TOKENS)
         for (int p = panel_lo; p < panel_hi; p++) {
@@ -55,9 +56,10 @@ SH_INLINE void sh_product(sh_sum_fn *sum, int tile, float *y, size_t ldy, const 
                 sh_tree tree[SH_MAX_TILE];
                 n = end - t < tile ? end - t : tile;
                 for (int s = slice_lo; s < slice_hi; s++) {
-                    sum(acc, w, panel, w->kd.kp[s], w->kd.kp[s + 1], (const uint8_t *)x + (size_t)t * ldx,
-                        ldx, n);
-                    for (int i = 0; i < n; i++) sh_tree_push(tree[i], s - slice_lo, acc + i * SH_LANES);
+                    sum(acc, w, panel, w->kd.kp[s], w->kd.kp[s + 1],
+                        (const uint8_t *)x + (size_t)t * ldx, ldx, n);
+                    for (int i = 0; i < n; i++)
+                        sh_tree_push(tree[i], s - slice_lo, acc + i * SH_LANES);
                 }
                 for (int i = 0; i < n; i++) sh_tree_store(y, ldy, tree[i], w, p, t + i);
             }

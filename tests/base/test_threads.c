@@ -1,6 +1,7 @@
 /* The thread pool: every thread runs every region once, regions see what earlier ones wrote, with
  * fewer and with more threads than cores, spinning and sleeping. Also run under TSan. */
 #define _GNU_SOURCE
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -99,7 +100,7 @@ static void wakes_after_sleeping(void **state)
 static void opens_and_closes(void **state)
 {
     (void)state;
-    for (int i = 0; i < 50; i++) { /* some without a single region */
+    for (int i = 0; i < 200; i++) { /* some without a single region */
         work w = {0};
         sh_pool *p;
         assert_int_equal(sh_pool_open(&p, 1 + i % 5, NULL, 0), SH_OK);
@@ -143,12 +144,79 @@ static void shares_tile(void **state)
         }
 }
 
+/* Half of the least normal number is zero in a region, on every thread, and only there. */
+static void halve(void *arg, int thread, int n_thread)
+{
+    volatile float least = 0x1p-126f, half = least * 0.5f;
+    (void)n_thread;
+    ((int *)arg)[thread] = half == 0.0f;
+}
+
+static void flushes_to_zero(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 4; n++) {
+        int flushed[4] = {0};
+        volatile float least = 0x1p-126f;
+        sh_pool *p;
+        assert_int_equal(sh_pool_open(&p, n, NULL, 0), SH_OK);
+        sh_pool_run(p, halve, flushed);
+        for (int t = 0; t < n; t++) assert_int_equal(flushed[t], 1);
+        assert_true(least * 0.5f > 0.0f);
+        sh_pool_close(p);
+    }
+}
+
+/* The only CPU that the thread may run on; -1: it has several. */
+static void note_cpu(void *arg, int thread, int n_thread)
+{
+    cpu_set_t set;
+    int *only = (int *)arg + thread;
+    (void)n_thread;
+    *only = -1;
+    if (sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) != 1) return;
+    while (!CPU_ISSET(++*only, &set)) {
+    }
+}
+
+/* Threads run where they are told to; the caller is free again afterwards. */
+static void ties_to_cpus(void **state)
+{
+    int ran[3], cpu[3];
+    cpu_set_t before, after;
+    sh_pool *p;
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    for (int i = CPU_SETSIZE - 1; i >= 0; i--)
+        if (CPU_ISSET(i, &before)) cpu[0] = cpu[1] = cpu[2] = i;
+    cpu[2] = -1;
+    assert_int_equal(sh_pool_open(&p, 3, cpu, 0), SH_OK);
+    sh_pool_run(p, note_cpu, ran);
+    assert_true(ran[0] == cpu[0] && ran[1] == cpu[1]);
+    assert_true(ran[2] == -1 || CPU_COUNT(&before) == 1);
+    sh_pool_close(p);
+    assert_int_equal(sched_getaffinity(0, sizeof after, &after), 0);
+    assert_true(CPU_EQUAL(&before, &after));
+}
+
+static void bad_counts(void **state)
+{
+    sh_pool *p = (sh_pool *)&p;
+    (void)state;
+    assert_int_equal(sh_pool_open(&p, 0, NULL, 0), SH_EARG);
+    assert_null(p);
+    assert_int_equal(sh_pool_open(&p, -5, NULL, 0), SH_EARG);
+    assert_int_equal(sh_pool_open(&p, 1 << 30, NULL, 0), SH_EARG);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_thread_once),     cmocka_unit_test(regions_follow_each_other),
         cmocka_unit_test(wakes_after_sleeping), cmocka_unit_test(opens_and_closes),
         cmocka_unit_test(two_pools_at_once),    cmocka_unit_test(shares_tile),
+        cmocka_unit_test(flushes_to_zero),      cmocka_unit_test(ties_to_cpus),
+        cmocka_unit_test(bad_counts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

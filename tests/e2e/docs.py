@@ -54,12 +54,12 @@ def named_files(name, text):
 
 
 def adding(text):
-    """Each diff of docs/adding.md applies to the tree as it is."""
+    """Each diff of docs/adding.md applies to the tree as it is; lines beside it may have changed."""
     diffs = blocks(text, "diff")
     for diff in diffs:
         patch = tap.TMP / "adding.diff"
         patch.write_text(diff)
-        result = subprocess.run(["git", "apply", "--check", str(patch)],
+        result = subprocess.run(["git", "apply", "--check", "-C0", str(patch)],
                                 cwd=tap.ROOT, capture_output=True, text=True)
         first = re.search(r"^\+\+\+ b/(.*)$", diff, re.M)
         tap.ok(result.returncode == 0, f"docs/adding.md: the diff of {first and first[1]} applies",

@@ -262,8 +262,8 @@ static void test_cancel(void **state)
         shoal_event e;
         char text[64];
         memset(&all, 0, sizeof all);
-        shoal *s = open_engine(
-            (shoal_options){.n_slot = 3, .n_thread = 1, .n_batch = 16, .arith = "int8"});
+        shoal *s = open_engine((shoal_options){
+            .n_slot = 3, .n_thread = 1, .n_batch = 16, .n_ring = 1 + after % 2, .arith = "int8"});
         for (int i = 0; i < 4; i++) {
             shoal_request r = request(i, ids);
             submit(s, &all, i, &r);

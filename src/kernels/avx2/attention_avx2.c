@@ -40,8 +40,8 @@ SH_INLINE __m128i round_bf16(__m256 v)
     return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
 }
 
-SH_INLINE void put16(round_fn *round, uint16_t (*one)(float), void *kpage, void *vpage, const float *k,
-                     const float *v, int at, int head_dim)
+SH_INLINE void put16(round_fn *round, uint16_t (*one)(float), void *kpage, void *vpage,
+                     const float *k, const float *v, int at, int head_dim)
 {
     uint16_t *kp = (uint16_t *)kpage + (size_t)(at / 16) * (size_t)head_dim * 16 + at % 16;
     uint16_t *vp = (uint16_t *)vpage + (size_t)at * (size_t)head_dim, r[8];
@@ -79,7 +79,8 @@ SH_INLINE void score_block(load_fn *load, const int n_head, const int n_panel, f
         __m256 kv[8];
 #pragma GCC unroll 8
         for (int p = 0; p < n_panel * 2; p++)
-            kv[p] = load(k, ((size_t)(p / 2) * (size_t)head_dim + (size_t)d) * 16 + (size_t)(p % 2 * 8));
+            kv[p] = load(k, ((size_t)(p / 2) * (size_t)head_dim + (size_t)d) * 16 +
+                                (size_t)(p % 2 * 8));
 #pragma GCC unroll 4
         for (int h = 0; h < n_head; h++) {
             __m256 v = _mm256_broadcast_ss(q + (size_t)h * ldq + d);
@@ -89,18 +90,19 @@ SH_INLINE void score_block(load_fn *load, const int n_head, const int n_panel, f
     }
     for (int h = 0; h < n_head; h++)
         for (int p = 0; p < n_panel * 2; p++)
-            _mm256_storeu_ps(s + (size_t)h * lds + p * 8, _mm256_mul_ps(acc[h][p], _mm256_set1_ps(scale)));
+            _mm256_storeu_ps(s + (size_t)h * lds + p * 8,
+                             _mm256_mul_ps(acc[h][p], _mm256_set1_ps(scale)));
 }
 
-SH_INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const float *q, size_t ldq, int n_q,
-                      const void *kpage, int n_pos, int head_dim, float scale)
+SH_INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const float *q, size_t ldq,
+                      int n_q, const void *kpage, int n_pos, int head_dim, float scale)
 {
     int n_panel = (n_pos + 15) / 16, h = 0;
     size_t panel_bytes = (size_t)head_dim * 16 * size;
     for (; h + 4 <= n_q; h += 4, s += 4 * lds, q += 4 * ldq)
         for (int p = 0; p < n_panel; p++)
-            score_block(load, 4, 1, s + p * 16, lds, q, ldq, (const char *)kpage + (size_t)p * panel_bytes,
-                        head_dim, scale);
+            score_block(load, 4, 1, s + p * 16, lds, q, ldq,
+                        (const char *)kpage + (size_t)p * panel_bytes, head_dim, scale);
     for (; h < n_q; h++, s += lds, q += ldq) {
         int p = 0;
         if (n_panel == 4) {
@@ -108,8 +110,8 @@ SH_INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const fl
             continue;
         }
         for (; p < n_panel; p++)
-            score_block(load, 1, 1, s + p * 16, lds, q, ldq, (const char *)kpage + (size_t)p * panel_bytes,
-                        head_dim, scale);
+            score_block(load, 1, 1, s + p * 16, lds, q, ldq,
+                        (const char *)kpage + (size_t)p * panel_bytes, head_dim, scale);
     }
 }
 
@@ -117,11 +119,13 @@ SH_INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const fl
 
 /* n_head heads and n_vec * 8 values from element d on. */
 SH_INLINE void value_block(load_fn *load, const int n_head, const int n_vec, float *o, size_t ldo,
-                           const float *p, size_t ldp, const void *vpage, int n_pos, int head_dim, int d)
+                           const float *p, size_t ldp, const void *vpage, int n_pos, int head_dim,
+                           int d)
 {
     __m256 acc[4][8];
     for (int h = 0; h < n_head; h++)
-        for (int i = 0; i < n_vec; i++) acc[h][i] = _mm256_loadu_ps(o + (size_t)h * ldo + d + i * 8);
+        for (int i = 0; i < n_vec; i++)
+            acc[h][i] = _mm256_loadu_ps(o + (size_t)h * ldo + d + i * 8);
     for (int j = 0; j < n_pos; j++) {
         __m256 v[8];
 #pragma GCC unroll 8
@@ -134,11 +138,13 @@ SH_INLINE void value_block(load_fn *load, const int n_head, const int n_vec, flo
         }
     }
     for (int h = 0; h < n_head; h++)
-        for (int i = 0; i < n_vec; i++) _mm256_storeu_ps(o + (size_t)h * ldo + d + i * 8, acc[h][i]);
+        for (int i = 0; i < n_vec; i++)
+            _mm256_storeu_ps(o + (size_t)h * ldo + d + i * 8, acc[h][i]);
 }
 
-SH_INLINE void values(load_fn *load, float (*one)(const void *, size_t), float *o, size_t ldo, const float *p,
-                      size_t ldp, int n_q, const void *vpage, int n_pos, int head_dim)
+SH_INLINE void values(load_fn *load, float (*one)(const void *, size_t), float *o, size_t ldo,
+                      const float *p, size_t ldp, int n_q, const void *vpage, int n_pos,
+                      int head_dim)
 {
     for (int h = 0, n; h < n_q; h += n, o += (size_t)n * ldo, p += (size_t)n * ldp) {
         int d = 0;
@@ -151,8 +157,8 @@ SH_INLINE void values(load_fn *load, float (*one)(const void *, size_t), float *
                 value_block(load, 1, 8, o, ldo, p, ldp, vpage, n_pos, head_dim, d);
         for (; d + 8 <= head_dim; d += 8)
             for (int i = 0; i < n; i++)
-                value_block(load, 1, 1, o + (size_t)i * ldo, ldo, p + (size_t)i * ldp, ldp, vpage, n_pos, head_dim,
-                            d);
+                value_block(load, 1, 1, o + (size_t)i * ldo, ldo, p + (size_t)i * ldp, ldp, vpage,
+                            n_pos, head_dim, d);
         for (int i = 0; i < n; i++)
             for (int e = d; e < head_dim; e++)
                 for (int j = 0; j < n_pos; j++)
@@ -198,7 +204,7 @@ SH_INLINE __m256i lanes_below(int n)
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-static float softmax_part(float *s, int n, float *sum)
+float sh_softmax_part_avx2(float *s, int n, float *sum)
 {
     float m = s[0], lane[SH_LANES];
     __m256 top = _mm256_set1_ps(m), a = _mm256_setzero_ps(), b = a;
@@ -253,6 +259,6 @@ void sh_attention_avx2(sh_kernels *k)
     k->attn_values[SH_F32] = values_f32;
     k->attn_values[SH_F16] = values_f16;
     k->attn_values[SH_BF16] = values_bf16;
-    k->softmax_part = softmax_part;
+    k->softmax_part = sh_softmax_part_avx2;
     k->softmax_merge = softmax_merge;
 }

@@ -12,9 +12,23 @@ void sh_matmul_i8_avx2(sh_kernels *k);
 void sh_matmul_float_avx2(sh_kernels *k);
 void sh_vector_avx2(sh_kernels *k);
 void sh_attention_avx2(sh_kernels *k);
+void sh_attend_avx2(sh_kernels *k);
 void sh_peak_avx2(sh_kernels *k);
 
 enum { SH_AHEAD = 4096 }; /* bytes of weights that are asked for ahead of their use */
+
+/* A run of 32 k's of a panel in float32: even k's, odd k's. Aligned to 32 bytes. */
+typedef float sh_run_w[2][SH_RUN / 2][SH_LANES];
+
+enum { SH_RUN_TILE = 6 }; /* tokens of sh_run_sums_avx2 */
+
+/* Adds the bf16 sums of the first n_k k's of a run to acc (n, lda), SH_LANES of each row; x (n, ldx
+ * bytes): bf16, n at most SH_RUN_TILE. */
+void sh_run_sums_avx2(float *acc, size_t lda, sh_run_w w, const void *x, size_t ldx, int n_k,
+                      int n);
+
+/* The row softmax_part. */
+float sh_softmax_part_avx2(float *s, int n, float *sum);
 
 SH_INLINE __m256 sh_f16x8(const uint16_t *p)
 {
@@ -41,7 +55,8 @@ SH_INLINE __m256i sh_round_bf16(__m256 v)
 /* sh_expf of each value: the same operations. */
 SH_INLINE __m256 sh_exp_avx2(__m256 x)
 {
-    const __m256 lo = _mm256_set1_ps(-87.0f), hi = _mm256_set1_ps(88.7f), one = _mm256_set1_ps(1.0f);
+    const __m256 lo = _mm256_set1_ps(-87.0f), hi = _mm256_set1_ps(88.7f),
+                 one = _mm256_set1_ps(1.0f);
     const __m256 magic = _mm256_set1_ps(12582912.0f);
     __m256 v = _mm256_min_ps(_mm256_max_ps(x, lo), hi);
     __m256 n = _mm256_sub_ps(_mm256_fmadd_ps(v, _mm256_set1_ps(1.44269504f), magic), magic);

@@ -1,11 +1,11 @@
-/* Products in float32: f32 and f16 weights as one chain in k, bf16 (and weights that become bf16) as
- * chains of even and odd k's over runs of 32. */
+/* Products in float32: f32 and f16 weights as one chain in k, bf16 (and weights that become bf16)
+ * as chains of even and odd k's over runs of 32. */
 #include "kernels/avx2/avx2.h"
 
 /* ---- f32 and f16 ---- */
 
-SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x, size_t ldx,
-                         const bool f16, const int n)
+SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
+                         size_t ldx, const bool f16, const int n)
 {
     __m256 sum[6][2];
     size_t line = f16 ? 32 : 64;
@@ -28,27 +28,38 @@ SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const
     }
 }
 
-SH_INLINE void chain_sums(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x, size_t ldx,
-                          const bool f16, int n)
+SH_INLINE void chain_sums(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
+                          size_t ldx, const bool f16, int n)
 {
     switch (n) {
-    case 1: chain_sum(acc, panel, lo, hi, x, ldx, f16, 1); break;
-    case 2: chain_sum(acc, panel, lo, hi, x, ldx, f16, 2); break;
-    case 3: chain_sum(acc, panel, lo, hi, x, ldx, f16, 3); break;
-    case 4: chain_sum(acc, panel, lo, hi, x, ldx, f16, 4); break;
-    case 5: chain_sum(acc, panel, lo, hi, x, ldx, f16, 5); break;
-    default: chain_sum(acc, panel, lo, hi, x, ldx, f16, 6);
+    case 1:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 1);
+        break;
+    case 2:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 2);
+        break;
+    case 3:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 3);
+        break;
+    case 4:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 4);
+        break;
+    case 5:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 5);
+        break;
+    default:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 6);
     }
 }
 
-static void f32_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                     size_t ldx, int n)
+static void f32_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                     const uint8_t *x, size_t ldx, int n)
 {
     (void)w;
     chain_sums(acc, panel, lo, hi, x, ldx, false, n);
 }
-static void f16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                     size_t ldx, int n)
+static void f16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                     const uint8_t *x, size_t ldx, int n)
 {
     (void)w;
     chain_sums(acc, panel, lo, hi, x, ldx, true, n);
@@ -83,8 +94,8 @@ SH_INLINE __m256i spread_pair(const uint8_t *x, int k)
     return _mm256_set1_epi32(v);
 }
 
-SH_INLINE void bf16_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x, size_t ldx,
-                        const int n)
+SH_INLINE void bf16_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
+                        size_t ldx, const int n)
 {
     __m256 sum[2][2];
     for (int t = 0; t < n; t++) sum[t][0] = sum[t][1] = _mm256_setzero_ps();
@@ -116,8 +127,8 @@ SH_INLINE void bf16_sum(float *acc, const uint8_t *panel, int lo, int hi, const 
     }
 }
 
-static void bf16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                      size_t ldx, int n)
+static void bf16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                      const uint8_t *x, size_t ldx, int n)
 {
     (void)w;
     if (n == 1)
@@ -128,16 +139,15 @@ static void bf16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
 
 /* ---- bf16, many tokens; quantised weights that become bf16 ---- */
 
-enum { CHUNK = 8, TILE = 6, BF16_MANY = 12 };
+enum { CHUNK = 8, BF16_MANY = 12 };
 
-/* Runs of weights as float32: [run][even, odd][16][SH_LANES]. */
 typedef struct runs {
-    _Alignas(64) float w[CHUNK][2][SH_RUN / 2][SH_LANES];
+    _Alignas(64) sh_run_w w[CHUNK];
 } runs;
 
-typedef void expand_fn(float out[2][SH_RUN / 2][SH_LANES], const sh_mat *w, const uint8_t *panel, int run);
+typedef void expand_fn(sh_run_w out, const sh_mat *w, const uint8_t *panel, int run);
 
-static void expand_bf16(float out[2][SH_RUN / 2][SH_LANES], const sh_mat *w, const uint8_t *panel, int run)
+static void expand_bf16(sh_run_w out, const sh_mat *w, const uint8_t *panel, int run)
 {
     const uint8_t *p = panel + (size_t)run * 1024;
     (void)w;
@@ -149,7 +159,7 @@ static void expand_bf16(float out[2][SH_RUN / 2][SH_LANES], const sh_mat *w, con
 }
 
 /* bf16(d * q) for the k's 4g to 4g + 3 of half a panel; q: 8 dwords of four bytes, each 0..255. */
-SH_INLINE void expand4(float out[2][SH_RUN / 2][SH_LANES], int g, int h, __m256i q, int zero, __m256 d)
+SH_INLINE void expand4(sh_run_w out, int g, int h, __m256i q, int zero, __m256 d)
 {
     const __m256i byte = _mm256_set1_epi32(255);
 #pragma GCC unroll 4
@@ -161,7 +171,7 @@ SH_INLINE void expand4(float out[2][SH_RUN / 2][SH_LANES], int g, int h, __m256i
     }
 }
 
-static void expand_q8(float out[2][SH_RUN / 2][SH_LANES], const sh_mat *w, const uint8_t *panel, int run)
+static void expand_q8(sh_run_w out, const sh_mat *w, const uint8_t *panel, int run)
 {
     const uint8_t *p = panel + (size_t)run * 512;
     const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * SH_LANES);
@@ -172,10 +182,11 @@ static void expand_q8(float out[2][SH_RUN / 2][SH_LANES], const sh_mat *w, const
     }
 }
 
-static void expand_q4(float out[2][SH_RUN / 2][SH_LANES], const sh_mat *w, const uint8_t *panel, int run)
+static void expand_q4(sh_run_w out, const sh_mat *w, const uint8_t *panel, int run)
 {
     const uint8_t *p = panel + (size_t)run * 256;
-    const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
+    const uint16_t *scale =
+        (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
     const __m256i low = _mm256_set1_epi8(15);
     for (int h = 0; h < 2; h++) {
         __m256 d = sh_f16x8(scale + run * SH_LANES + h * 8);
@@ -187,15 +198,15 @@ static void expand_q4(float out[2][SH_RUN / 2][SH_LANES], const sh_mat *w, const
     }
 }
 
-/* The even or the odd chains of a run: sum (n, SH_LANES), or acc += kept + sum for the odd ones.
- * x: bf16, at the run's first k. */
-SH_INLINE void half_run(float *acc, float *kept, float w[SH_RUN / 2][SH_LANES], const uint8_t *x,
-                        size_t ldx, const bool odd, const int n)
+/* The even or the odd chains of the first n_k k's of a run: kept = sum, or acc += kept + sum for
+ * the odd ones, which end the run. acc, kept: a row of lda and of SH_LANES for each of n tokens. */
+SH_INLINE void half_run(float *acc, size_t lda, float *kept, float w[SH_RUN / 2][SH_LANES],
+                        const uint8_t *x, size_t ldx, const bool odd, int n_k, const int n)
 {
-    __m256 sum[TILE][2];
+    __m256 sum[SH_RUN_TILE][2];
     for (int t = 0; t < n; t++) sum[t][0] = sum[t][1] = _mm256_setzero_ps();
 #pragma GCC unroll 4
-    for (int i = 0; i < SH_RUN / 2; i++) {
+    for (int i = 0; i < (n_k + !odd) / 2; i++) {
         __m256 w0 = _mm256_load_ps(w[i]), w1 = _mm256_load_ps(w[i] + 8);
 #pragma GCC unroll 6
         for (int t = 0; t < n; t++) {
@@ -207,33 +218,43 @@ SH_INLINE void half_run(float *acc, float *kept, float w[SH_RUN / 2][SH_LANES], 
     }
     for (int t = 0; t < n; t++)
         for (int h = 0; h < 2; h++) {
-            float *a = acc + t * SH_LANES + h * 8, *e = kept + t * SH_LANES + h * 8;
+            float *a = acc + (size_t)t * lda + h * 8, *e = kept + t * SH_LANES + h * 8;
             if (odd)
-                _mm256_storeu_ps(
-                    a, _mm256_add_ps(_mm256_loadu_ps(a), _mm256_add_ps(_mm256_loadu_ps(e), sum[t][h])));
+                _mm256_storeu_ps(a, _mm256_add_ps(_mm256_loadu_ps(a),
+                                                  _mm256_add_ps(_mm256_loadu_ps(e), sum[t][h])));
             else
                 _mm256_storeu_ps(e, sum[t][h]);
         }
 }
 
-/* Adds a run to acc (n, SH_LANES). */
-SH_INLINE void run_sum(float *acc, float w[2][SH_RUN / 2][SH_LANES], const uint8_t *x, size_t ldx,
+SH_INLINE void run_sum(float *acc, size_t lda, sh_run_w w, const uint8_t *x, size_t ldx, int n_k,
                        const int n)
 {
-    float kept[TILE * SH_LANES];
-    half_run(acc, kept, w[0], x, ldx, false, n);
-    half_run(acc, kept, w[1], x, ldx, true, n);
+    float kept[SH_RUN_TILE * SH_LANES];
+    half_run(acc, lda, kept, w[0], x, ldx, false, n_k, n);
+    half_run(acc, lda, kept, w[1], x, ldx, true, n_k, n);
 }
 
-static void run_sums(float *acc, float w[2][SH_RUN / 2][SH_LANES], const uint8_t *x, size_t ldx, int n)
+void sh_run_sums_avx2(float *acc, size_t lda, sh_run_w w, const void *x, size_t ldx, int n_k, int n)
 {
     switch (n) {
-    case 1: run_sum(acc, w, x, ldx, 1); break;
-    case 2: run_sum(acc, w, x, ldx, 2); break;
-    case 3: run_sum(acc, w, x, ldx, 3); break;
-    case 4: run_sum(acc, w, x, ldx, 4); break;
-    case 5: run_sum(acc, w, x, ldx, 5); break;
-    default: run_sum(acc, w, x, ldx, 6);
+    case 1:
+        run_sum(acc, lda, w, x, ldx, n_k, 1);
+        break;
+    case 2:
+        run_sum(acc, lda, w, x, ldx, n_k, 2);
+        break;
+    case 3:
+        run_sum(acc, lda, w, x, ldx, n_k, 3);
+        break;
+    case 4:
+        run_sum(acc, lda, w, x, ldx, n_k, 4);
+        break;
+    case 5:
+        run_sum(acc, lda, w, x, ldx, n_k, 5);
+        break;
+    default:
+        run_sum(acc, lda, w, x, ldx, n_k, 6);
     }
 }
 
@@ -253,11 +274,13 @@ static void run_panel(expand_fn *expand, float *y, size_t ldy, const sh_mat *w, 
             n = hi - r < CHUNK ? hi - r : CHUNK;
             for (int i = 0; i < n; i++) expand(chunk.w[i], w, panel, r + i);
             const char *next = (const char *)panel + (size_t)(r + n) * run_bytes;
-            for (size_t i = 0; i < (size_t)n * run_bytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
-            for (int t = 0; t < n_tok; t += TILE)
+            for (size_t i = 0; i < (size_t)n * run_bytes; i += 64)
+                _mm_prefetch(next + i, _MM_HINT_T1);
+            for (int t = 0; t < n_tok; t += SH_RUN_TILE)
                 for (int i = 0; i < n; i++)
-                    run_sums(acc + t * SH_LANES, chunk.w[i], x + (size_t)t * ldx + (r + i) * SH_RUN * 2, ldx,
-                             n_tok - t < TILE ? n_tok - t : TILE);
+                    sh_run_sums_avx2(acc + t * SH_LANES, SH_LANES, chunk.w[i],
+                                     x + (size_t)t * ldx + (r + i) * SH_RUN * 2, ldx, SH_RUN,
+                                     n_tok - t < SH_RUN_TILE ? n_tok - t : SH_RUN_TILE);
         }
         for (int t = 0; t < n_tok; t++) sh_tree_push(tree[t], s - slice_lo, acc + t * SH_LANES);
     }
@@ -265,17 +288,19 @@ static void run_panel(expand_fn *expand, float *y, size_t ldy, const sh_mat *w, 
 }
 
 SH_INLINE void run_product(expand_fn *expand, float *y, size_t ldy, const sh_mat *w, int panel_lo,
-                           int panel_hi, int slice_lo, int slice_hi, const uint8_t *x, size_t ldx, int n_tok)
+                           int panel_hi, int slice_lo, int slice_hi, const uint8_t *x, size_t ldx,
+                           int n_tok)
 {
     for (int t = 0, n; t < n_tok; t += n) {
         n = n_tok - t < SH_TOKENS ? n_tok - t : SH_TOKENS;
         for (int p = panel_lo; p < panel_hi; p++)
-            run_panel(expand, y + (size_t)t * ldy, ldy, w, p, slice_lo, slice_hi, x + (size_t)t * ldx, ldx, n);
+            run_panel(expand, y + (size_t)t * ldy, ldy, w, p, slice_lo, slice_hi,
+                      x + (size_t)t * ldx, ldx, n);
     }
 }
 
-static void bf16_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                      int slice_hi, const void *x, size_t ldx, int n_tok)
+static void bf16_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
+                      int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)
 {
     if (n_tok >= BF16_MANY)
         run_product(expand_bf16, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);

@@ -1,8 +1,8 @@
-/* Products of quantised weights and int8 activations. AVX2's byte product, vpmaddubsw, adds pairs of
- * unsigned * signed bytes into 16 bits and saturates, so each way below keeps its pairs within them:
- *   q4_0: nibbles 0..15; a whole block stays below 2^15: 16 products of at most 15 * 127 in a lane.
- *   q8_0, few tokens: |q| <= 128 times the sign of q given to x: 2 * 128 * 127 < 2^15.
- *   q8_0, many tokens: q and x as 16-bit numbers, vpmaddwd; the widening is shared by the tokens. */
+/* Products of quantised weights and int8 activations. AVX2's byte product, vpmaddubsw, adds pairs
+ * of unsigned * signed bytes into 16 bits and saturates, so each way below keeps its pairs within
+ * them: q4_0: nibbles 0..15; a whole block stays below 2^15: 16 products of at most 15 * 127 in a
+ * lane. q8_0, few tokens: |q| <= 128 times the sign of q given to x: 2 * 128 * 127 < 2^15. q8_0,
+ * many tokens: q and x as 16-bit numbers, vpmaddwd; the widening is shared by the tokens. */
 #include "kernels/avx2/avx2.h"
 
 SH_INLINE __m256i load(const void *p)
@@ -18,7 +18,8 @@ SH_INLINE __m256i spread4(const void *p)
     return _mm256_set1_epi32(v);
 }
 
-/* Keeps a sum as it was written: left alone, gcc adds in another order, and runs out of registers. */
+/* Keeps a sum as it was written: left alone, gcc adds in another order, and runs out of registers.
+ */
 SH_INLINE __m256i pin(__m256i v)
 {
     __asm__("" : "+x"(v));
@@ -50,10 +51,12 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
         for (int g = 0; g < 8; g++)
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
-                __m256i s = _mm256_xor_si256(load(q + g * 64 + h * 32), flip), a = _mm256_abs_epi8(s);
+                __m256i s = _mm256_xor_si256(load(q + g * 64 + h * 32), flip),
+                        a = _mm256_abs_epi8(s);
 #pragma GCC unroll 4
                 for (int t = 0; t < n; t++) {
-                    __m256i v = _mm256_sign_epi8(spread4(x + (size_t)t * ldx + b * SH_RUN + g * 4), s);
+                    __m256i v =
+                        _mm256_sign_epi8(spread4(x + (size_t)t * ldx + b * SH_RUN + g * 4), s);
                     v = _mm256_madd_epi16(_mm256_maddubs_epi16(a, v), ones);
                     dot[t][h] = g ? pin(_mm256_add_epi32(dot[t][h], v)) : v;
                 }
@@ -67,26 +70,34 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     }
 }
 
-static void q8_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                    size_t ldx, int n)
+static void q8_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                    const uint8_t *x, size_t ldx, int n)
 {
     switch (n) {
-    case 1: q8_sum(acc, w, panel, lo, hi, x, ldx, 1); break;
-    case 2: q8_sum(acc, w, panel, lo, hi, x, ldx, 2); break;
-    case 3: q8_sum(acc, w, panel, lo, hi, x, ldx, 3); break;
-    default: q8_sum(acc, w, panel, lo, hi, x, ldx, 4);
+    case 1:
+        q8_sum(acc, w, panel, lo, hi, x, ldx, 1);
+        break;
+    case 2:
+        q8_sum(acc, w, panel, lo, hi, x, ldx, 2);
+        break;
+    case 3:
+        q8_sum(acc, w, panel, lo, hi, x, ldx, 3);
+        break;
+    default:
+        q8_sum(acc, w, panel, lo, hi, x, ldx, 4);
     }
 }
 
 /* ---- q8_0, many tokens ---- */
 
 enum {
-    CHUNK = 16,         /* blocks that are widened at a time: 16 KiB */
+    CHUNK = 16,          /* blocks that are widened at a time: 16 KiB */
     WIDE_K = 128 * 1024, /* widened k's of all tokens: 256 KiB */
-    Q8_MANY = 16,       /* tokens from which widening pays */
+    Q8_MANY = 16,        /* tokens from which widening pays */
 };
 
-/* Bytes to 16 bits in two registers: of each four bytes, the first and third, the second and fourth. */
+/* Bytes to 16 bits in two registers: of each four bytes, the first and third, the second and
+ * fourth. */
 SH_INLINE void widen(void *out, size_t next, __m256i v)
 {
     _mm256_store_si256(out, _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8));
@@ -94,7 +105,8 @@ SH_INLINE void widen(void *out, size_t next, __m256i v)
 }
 
 typedef struct wide {
-    _Alignas(64) int16_t q[CHUNK][8][2][2][16]; /* block, four k's, half, which of them, 8 x 2 k's */
+    _Alignas(
+        64) int16_t q[CHUNK][8][2][2][16]; /* block, four k's, half, which of them, 8 x 2 k's */
     float d[CHUNK][SH_LANES];
 } wide;
 
@@ -112,8 +124,8 @@ static void widen_weights(wide *out, const sh_mat *w, const uint8_t *panel, int 
 }
 
 /* Adds n blocks to acc (n_tok, SH_LANES). x: widened, 32 to a block; d: the scales of x. */
-SH_INLINE void wide_sum(float *acc, const wide *w, int n, const int16_t *x, size_t ldx, const float *d,
-                        size_t ldd, const int n_tok)
+SH_INLINE void wide_sum(float *acc, const wide *w, int n, const int16_t *x, size_t ldx,
+                        const float *d, size_t ldd, const int n_tok)
 {
     for (int b = 0; b < n; b++) {
         __m256i dot[4][2];
@@ -135,14 +147,21 @@ SH_INLINE void wide_sum(float *acc, const wide *w, int n, const int16_t *x, size
     }
 }
 
-static void wide_sums(float *acc, const wide *w, int n, const int16_t *x, size_t ldx, const float *d,
-                      size_t ldd, int n_tok)
+static void wide_sums(float *acc, const wide *w, int n, const int16_t *x, size_t ldx,
+                      const float *d, size_t ldd, int n_tok)
 {
     switch (n_tok) {
-    case 1: wide_sum(acc, w, n, x, ldx, d, ldd, 1); break;
-    case 2: wide_sum(acc, w, n, x, ldx, d, ldd, 2); break;
-    case 3: wide_sum(acc, w, n, x, ldx, d, ldd, 3); break;
-    default: wide_sum(acc, w, n, x, ldx, d, ldd, 4);
+    case 1:
+        wide_sum(acc, w, n, x, ldx, d, ldd, 1);
+        break;
+    case 2:
+        wide_sum(acc, w, n, x, ldx, d, ldd, 2);
+        break;
+    case 3:
+        wide_sum(acc, w, n, x, ldx, d, ldd, 3);
+        break;
+    default:
+        wide_sum(acc, w, n, x, ldx, d, ldd, 4);
     }
 }
 
@@ -239,21 +258,29 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
             const uint8_t *xs = x + (size_t)t * ldx + kp;
             __m256i eight = _mm256_slli_epi32(spread4(xs + kp / 8 + b * 4), 3);
             float d = ((const float *)xs)[b];
-            add_block(acc + t * SH_LANES, _mm256_sub_epi32(_mm256_madd_epi16(dot[t][0], ones), eight), d0, d);
-            add_block(acc + t * SH_LANES + 8, _mm256_sub_epi32(_mm256_madd_epi16(dot[t][1], ones), eight), d1,
-                      d);
+            add_block(acc + t * SH_LANES,
+                      _mm256_sub_epi32(_mm256_madd_epi16(dot[t][0], ones), eight), d0, d);
+            add_block(acc + t * SH_LANES + 8,
+                      _mm256_sub_epi32(_mm256_madd_epi16(dot[t][1], ones), eight), d1, d);
         }
     }
 }
 
-static void q4_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                    size_t ldx, int n)
+static void q4_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                    const uint8_t *x, size_t ldx, int n)
 {
     switch (n) {
-    case 1: q4_sum(acc, w, panel, lo, hi, x, ldx, 1); break;
-    case 2: q4_sum(acc, w, panel, lo, hi, x, ldx, 2); break;
-    case 3: q4_sum(acc, w, panel, lo, hi, x, ldx, 3); break;
-    default: q4_sum(acc, w, panel, lo, hi, x, ldx, 4);
+    case 1:
+        q4_sum(acc, w, panel, lo, hi, x, ldx, 1);
+        break;
+    case 2:
+        q4_sum(acc, w, panel, lo, hi, x, ldx, 2);
+        break;
+    case 3:
+        q4_sum(acc, w, panel, lo, hi, x, ldx, 3);
+        break;
+    default:
+        q4_sum(acc, w, panel, lo, hi, x, ldx, 4);
     }
 }
 

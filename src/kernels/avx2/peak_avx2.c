@@ -20,16 +20,19 @@ static double peak_f32(long n_round)
         j = _mm256_fmadd_ps(w, x, j);
         k = _mm256_fmadd_ps(w, x, k);
         l = _mm256_fmadd_ps(w, x, l);
-        __asm__ volatile("" : "+x"(a), "+x"(b), "+x"(c), "+x"(d), "+x"(e), "+x"(f),
-                              "+x"(g), "+x"(h), "+x"(i), "+x"(j), "+x"(k), "+x"(l));
+        __asm__ volatile(""
+                         : "+x"(a), "+x"(b), "+x"(c), "+x"(d), "+x"(e), "+x"(f), "+x"(g), "+x"(h),
+                           "+x"(i), "+x"(j), "+x"(k), "+x"(l));
     }
     return (double)n_round * 12 * 8 * 2;
 }
 
-/* Bytes by bytes into 16 bits: exact for q4_0. q8_0 needs twice the instructions (matmul_i8_avx2.c). */
+/* Bytes by bytes into 16 bits: exact for q4_0. q8_0 needs twice the instructions
+ * (matmul_i8_avx2.c). */
 static double peak_i8(long n_round)
 {
-    __m256i w = _mm256_set1_epi8(3), x = w, a = _mm256_setzero_si256(), b = a, c = a, d = a, e = a, f = a;
+    __m256i w = _mm256_set1_epi8(3), x = w, a = _mm256_setzero_si256(), b = a, c = a, d = a, e = a,
+            f = a;
     for (long r = 0; r < n_round; r++) {
         a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w, x));
         __asm__ volatile("" : "+x"(w), "+x"(x)); /* or one product would serve all sums */
@@ -42,7 +45,8 @@ static double peak_i8(long n_round)
         e = _mm256_add_epi16(e, _mm256_maddubs_epi16(w, x));
         __asm__ volatile("" : "+x"(w), "+x"(x));
         f = _mm256_add_epi16(f, _mm256_maddubs_epi16(w, x));
-        __asm__ volatile("" : "+x"(w), "+x"(x), "+x"(a), "+x"(b), "+x"(c), "+x"(d), "+x"(e), "+x"(f));
+        __asm__ volatile(""
+                         : "+x"(w), "+x"(x), "+x"(a), "+x"(b), "+x"(c), "+x"(d), "+x"(e), "+x"(f));
     }
     return (double)n_round * 6 * 32 * 2;
 }

@@ -102,8 +102,8 @@ static void rmsnorm(float *y, const float *x, const float *g, int n, float eps)
     float r = 1.0f / sqrtf(sh_sum_lanes(lane) / (float)n + eps);
     const __m256 rv = _mm256_set1_ps(r);
     for (i = 0; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(y + i,
-                         _mm256_mul_ps(_mm256_loadu_ps(g + i), _mm256_mul_ps(_mm256_loadu_ps(x + i), rv)));
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_loadu_ps(g + i),
+                                              _mm256_mul_ps(_mm256_loadu_ps(x + i), rv)));
     for (; i < n; i++) y[i] = g[i] * (x[i] * r);
 }
 
@@ -131,7 +131,8 @@ static void rope(float *x, const float *c, const float *s, int n_head, int head_
 {
     for (int h = 0; h < n_head; h++, x += head_dim) {
         int i = 0;
-        for (; i + 4 <= n_rot / 2; i += 4) { /* four pairs; cs: c0 s0 c1 s1 .., sc: s0 c0 s1 c1 .. */
+        for (; i + 4 <= n_rot / 2;
+             i += 4) { /* four pairs; cs: c0 s0 c1 s1 .., sc: s0 c0 s1 c1 .. */
             __m128 ci = _mm_loadu_ps(c + i), si = _mm_loadu_ps(s + i);
             __m256 cs = _mm256_set_m128(_mm_unpackhi_ps(ci, si), _mm_unpacklo_ps(ci, si));
             __m256 sc = _mm256_permute_ps(cs, 0xb1), v = _mm256_loadu_ps(x + 2 * i);

@@ -47,8 +47,8 @@ SH_INLINE uint16x4_t round_f16(float32x4_t v)
     return vreinterpret_u16_f16(vcvt_f16_f32(v));
 }
 
-SH_INLINE void put16(round_fn *round, uint16_t (*one)(float), void *kpage, void *vpage, const float *k,
-                     const float *v, int at, int head_dim)
+SH_INLINE void put16(round_fn *round, uint16_t (*one)(float), void *kpage, void *vpage,
+                     const float *k, const float *v, int at, int head_dim)
 {
     uint16_t *kp = (uint16_t *)kpage + (size_t)(at / 16) * (size_t)head_dim * 16 + at % 16;
     uint16_t *vp = (uint16_t *)vpage + (size_t)at * (size_t)head_dim, r[4];
@@ -76,8 +76,8 @@ static void put_bf16(void *kpage, void *vpage, const float *k, const float *v, i
 /* ---- scores: lanes are positions ---- */
 
 /* n heads and 16 positions. */
-SH_INLINE void score_block(load_fn *load, const int n, float *s, size_t lds, const float *q, size_t ldq,
-                           const void *k, int head_dim, float scale)
+SH_INLINE void score_block(load_fn *load, const int n, float *s, size_t lds, const float *q,
+                           size_t ldq, const void *k, int head_dim, float scale)
 {
     float32x4_t acc[4][4];
     for (int h = 0; h < n; h++)
@@ -85,15 +85,16 @@ SH_INLINE void score_block(load_fn *load, const int n, float *s, size_t lds, con
     for (int d = 0; d < head_dim; d++)
         for (int i = 0; i < 4; i++) {
             float32x4_t v = load(k, (size_t)d * 16 + (size_t)i * 4);
-            for (int h = 0; h < n; h++) acc[h][i] = vfmaq_n_f32(acc[h][i], v, q[(size_t)h * ldq + (size_t)d]);
+            for (int h = 0; h < n; h++)
+                acc[h][i] = vfmaq_n_f32(acc[h][i], v, q[(size_t)h * ldq + (size_t)d]);
         }
     for (int h = 0; h < n; h++)
         for (int i = 0; i < 4; i++)
             vst1q_f32(s + (size_t)h * lds + i * 4, vmulq_n_f32(acc[h][i], scale));
 }
 
-SH_INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const float *q, size_t ldq, int n_q,
-                      const void *kpage, int n_pos, int head_dim, float scale)
+SH_INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const float *q, size_t ldq,
+                      int n_q, const void *kpage, int n_pos, int head_dim, float scale)
 {
     for (int h = 0, n; h < n_q; h += n, s += (size_t)n * lds, q += (size_t)n * ldq) {
         n = n_q - h >= 4 ? 4 : 1;
@@ -110,8 +111,9 @@ SH_INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const fl
 /* ---- values: lanes are d ---- */
 
 /* n heads and n_vec * 4 values from element d on. */
-SH_INLINE void value_block(load_fn *load, const int n, const int n_vec, float *o, size_t ldo, const float *p,
-                           size_t ldp, const void *vpage, int n_pos, int head_dim, int d)
+SH_INLINE void value_block(load_fn *load, const int n, const int n_vec, float *o, size_t ldo,
+                           const float *p, size_t ldp, const void *vpage, int n_pos, int head_dim,
+                           int d)
 {
     float32x4_t acc[4][4];
     for (int h = 0; h < n; h++)
@@ -119,14 +121,15 @@ SH_INLINE void value_block(load_fn *load, const int n, const int n_vec, float *o
     for (int j = 0; j < n_pos; j++)
         for (int i = 0; i < n_vec; i++) {
             float32x4_t v = load(vpage, (size_t)(j * head_dim + d + i * 4));
-            for (int h = 0; h < n; h++) acc[h][i] = vfmaq_n_f32(acc[h][i], v, p[(size_t)h * ldp + (size_t)j]);
+            for (int h = 0; h < n; h++)
+                acc[h][i] = vfmaq_n_f32(acc[h][i], v, p[(size_t)h * ldp + (size_t)j]);
         }
     for (int h = 0; h < n; h++)
         for (int i = 0; i < n_vec; i++) vst1q_f32(o + (size_t)h * ldo + d + i * 4, acc[h][i]);
 }
 
-SH_INLINE void values(load_fn *load, load1_fn *load1, float *o, size_t ldo, const float *p, size_t ldp,
-                      int n_q, const void *vpage, int n_pos, int head_dim)
+SH_INLINE void values(load_fn *load, load1_fn *load1, float *o, size_t ldo, const float *p,
+                      size_t ldp, int n_q, const void *vpage, int n_pos, int head_dim)
 {
     for (int h = 0, n; h < n_q; h += n, o += (size_t)n * ldo, p += (size_t)n * ldp) {
         int d = 0;
@@ -138,13 +141,14 @@ SH_INLINE void values(load_fn *load, load1_fn *load1, float *o, size_t ldo, cons
                 value_block(load, 1, 4, o, ldo, p, ldp, vpage, n_pos, head_dim, d);
         for (; d + 4 <= head_dim; d += 4)
             for (int i = 0; i < n; i++)
-                value_block(load, 1, 1, o + (size_t)i * ldo, ldo, p + (size_t)i * ldp, ldp, vpage, n_pos, head_dim,
-                            d);
+                value_block(load, 1, 1, o + (size_t)i * ldo, ldo, p + (size_t)i * ldp, ldp, vpage,
+                            n_pos, head_dim, d);
         for (int i = 0; i < n; i++)
             for (int e = d; e < head_dim; e++) {
                 float *out = &o[(size_t)i * ldo + (size_t)e];
                 for (int j = 0; j < n_pos; j++)
-                    *out = fmaf(p[(size_t)i * ldp + (size_t)j], load1(vpage, (size_t)(j * head_dim + e)), *out);
+                    *out = fmaf(p[(size_t)i * ldp + (size_t)j],
+                                load1(vpage, (size_t)(j * head_dim + e)), *out);
             }
     }
 }
@@ -166,12 +170,13 @@ ROWS(bf16, 2)
 
 /* ---- softmax ---- */
 
-static float softmax_part(float *s, int n, float *sum)
+float sh_softmax_part_neon(float *s, int n, float *sum)
 {
     float m = s[0], lane[SH_LANES] = {0};
     float32x4_t top = vdupq_n_f32(m), acc[4];
     int j = 0;
-    for (; j + 4 <= n; j += 4) { /* compared as in C, so that a NaN is passed over unless it comes first */
+    for (; j + 4 <= n;
+         j += 4) { /* compared as in C, so that a NaN is passed over unless it comes first */
         float32x4_t v = vld1q_f32(s + j);
         top = vbslq_f32(vcgtq_f32(v, top), v, top);
     }
@@ -222,6 +227,6 @@ void sh_attention_neon(sh_kernels *k)
     k->attn_values[SH_F32] = values_f32;
     k->attn_values[SH_F16] = values_f16;
     k->attn_values[SH_BF16] = values_bf16;
-    k->softmax_part = softmax_part;
+    k->softmax_part = sh_softmax_part_neon;
     k->softmax_merge = softmax_merge;
 }

@@ -1,13 +1,13 @@
-/* Products in float32: f32 and f16 weights as one chain in k, bf16 (and weights that become bf16) as
- * chains of even and odd k's over runs of 32. */
+/* Products in float32: f32 and f16 weights as one chain in k, bf16 (and weights that become bf16)
+ * as chains of even and odd k's over runs of 32. */
 #include "kernels/neon/neon.h"
 
 enum { TILE = 4, RUN_TILE = 2 };
 
 /* ---- f32 and f16 ---- */
 
-SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x, size_t ldx,
-                         const bool f16, const int n)
+SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
+                         size_t ldx, const bool f16, const int n)
 {
     float32x4_t sum[TILE][4];
     size_t line = f16 ? 32 : 64;
@@ -18,7 +18,8 @@ SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const
         float32x4_t w[4];
         __builtin_prefetch(p + SH_AHEAD);
         for (int i = 0; i < 4; i++)
-            w[i] = f16 ? sh_f16x4((const uint16_t *)p + i * 4) : vld1q_f32((const float *)p + i * 4);
+            w[i] =
+                f16 ? sh_f16x4((const uint16_t *)p + i * 4) : vld1q_f32((const float *)p + i * 4);
         for (int t = 0; t < n; t++) {
             float v = ((const float *)(x + (size_t)t * ldx))[k];
             for (int i = 0; i < 4; i++) sum[t][i] = vfmaq_n_f32(sum[t][i], w[i], v);
@@ -28,25 +29,32 @@ SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const
         for (int i = 0; i < 4; i++) vst1q_f32(acc + t * SH_LANES + i * 4, sum[t][i]);
 }
 
-SH_INLINE void chain_sums(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x, size_t ldx,
-                          const bool f16, int n)
+SH_INLINE void chain_sums(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
+                          size_t ldx, const bool f16, int n)
 {
     switch (n) {
-    case 1: chain_sum(acc, panel, lo, hi, x, ldx, f16, 1); break;
-    case 2: chain_sum(acc, panel, lo, hi, x, ldx, f16, 2); break;
-    case 3: chain_sum(acc, panel, lo, hi, x, ldx, f16, 3); break;
-    default: chain_sum(acc, panel, lo, hi, x, ldx, f16, 4);
+    case 1:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 1);
+        break;
+    case 2:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 2);
+        break;
+    case 3:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 3);
+        break;
+    default:
+        chain_sum(acc, panel, lo, hi, x, ldx, f16, 4);
     }
 }
 
-static void f32_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                     size_t ldx, int n)
+static void f32_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                     const uint8_t *x, size_t ldx, int n)
 {
     (void)w;
     chain_sums(acc, panel, lo, hi, x, ldx, false, n);
 }
-static void f16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                     size_t ldx, int n)
+static void f16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                     const uint8_t *x, size_t ldx, int n)
 {
     (void)w;
     chain_sums(acc, panel, lo, hi, x, ldx, true, n);
@@ -68,17 +76,16 @@ static void f16_f32(float *y, size_t ldy, const sh_mat *w, int panel_lo, int pan
 /* A run of weights as bf16 pairs, [16][SH_LANES][2]: where it lies, or made in `room`. */
 typedef const uint32_t *run_fn(uint32_t *room, const sh_mat *w, const uint8_t *panel, int run);
 
-enum { RUN_PAIRS = SH_RUN / 2 * SH_LANES };
-
 static const uint32_t *run_bf16(uint32_t *room, const sh_mat *w, const uint8_t *panel, int run)
 {
-    const uint8_t *p = panel + (size_t)run * (RUN_PAIRS * sizeof *room);
+    const uint8_t *p = panel + (size_t)run * (SH_RUN_PAIRS * sizeof *room);
     (void)w;
     for (int i = 0; i < 16; i++) __builtin_prefetch(p + SH_AHEAD + i * 64);
     return (const uint32_t *)(const void *)p;
 }
 
-/* The pairs of the k's 4g to 4g + 3 of four lanes, bf16(d * q); q: four signed bytes of each lane. */
+/* The pairs of the k's 4g to 4g + 3 of four lanes, bf16(d * q); q: four signed bytes of each lane.
+ */
 SH_INLINE void expand4(uint32_t *room, int g, int lane, int32x4_t q, float32x4_t d)
 {
     uint32x4_t r[4];
@@ -88,7 +95,8 @@ SH_INLINE void expand4(uint32_t *room, int g, int lane, int32x4_t q, float32x4_t
         r[i] = vmovl_u16(sh_round_bf16(vmulq_f32(d, f)));
     }
     for (int i = 0; i < 2; i++)
-        vst1q_u32(room + (g * 2 + i) * SH_LANES + lane, vorrq_u32(r[i * 2], vshlq_n_u32(r[i * 2 + 1], 16)));
+        vst1q_u32(room + (g * 2 + i) * SH_LANES + lane,
+                  vorrq_u32(r[i * 2], vshlq_n_u32(r[i * 2 + 1], 16)));
 }
 
 static const uint32_t *run_q8(uint32_t *room, const sh_mat *w, const uint8_t *panel, int run)
@@ -99,7 +107,8 @@ static const uint32_t *run_q8(uint32_t *room, const sh_mat *w, const uint8_t *pa
     for (int l = 0; l < SH_LANES; l += 4) {
         float32x4_t d = sh_f16x4(scale + run * SH_LANES + l);
         for (int g = 0; g < 8; g++)
-            expand4(room, g, l, vreinterpretq_s32_u8(veorq_u8(vld1q_u8(p + g * 64 + l * 4), flip)), d);
+            expand4(room, g, l, vreinterpretq_s32_u8(veorq_u8(vld1q_u8(p + g * 64 + l * 4), flip)),
+                    d);
     }
     return room;
 }
@@ -107,7 +116,8 @@ static const uint32_t *run_q8(uint32_t *room, const sh_mat *w, const uint8_t *pa
 static const uint32_t *run_q4(uint32_t *room, const sh_mat *w, const uint8_t *panel, int run)
 {
     const uint8_t *p = panel + (size_t)run * 256;
-    const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
+    const uint16_t *scale =
+        (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
     const uint8x16_t low = vdupq_n_u8(15), eight = vdupq_n_u8(8);
     for (int l = 0; l < SH_LANES; l += 4) {
         float32x4_t d = sh_f16x4(scale + run * SH_LANES + l);
@@ -120,14 +130,15 @@ static const uint32_t *run_q4(uint32_t *room, const sh_mat *w, const uint8_t *pa
     return room;
 }
 
-/* Adds a run to acc (n, SH_LANES). x: bf16, at the run's first k. */
-SH_INLINE void run_sum(float *acc, const uint32_t *w, const uint8_t *x, size_t ldx, const int n)
+/* Adds the first n_k k's of a run to acc (n, lda). x: bf16, at the run's first k. */
+SH_INLINE void run_sum(float *acc, size_t lda, const uint32_t *w, const uint8_t *x, size_t ldx,
+                       int n_k, const int n)
 {
     const uint32x4_t top = vdupq_n_u32(0xffff0000);
     float32x4_t even[RUN_TILE][4], odd[RUN_TILE][4];
     for (int t = 0; t < n; t++)
         for (int i = 0; i < 4; i++) even[t][i] = odd[t][i] = vdupq_n_f32(0);
-    for (int k = 0; k < SH_RUN; k += 2, w += SH_LANES)
+    for (int k = 0; k + 2 <= n_k; k += 2, w += SH_LANES)
         for (int i = 0; i < 4; i++) {
             uint32x4_t pair = vld1q_u32(w + i * 4);
             float32x4_t w0 = vreinterpretq_f32_u32(vshlq_n_u32(pair, 16));
@@ -138,11 +149,28 @@ SH_INLINE void run_sum(float *acc, const uint32_t *w, const uint8_t *x, size_t l
                 odd[t][i] = vfmaq_n_f32(odd[t][i], w1, sh_bf16_to_f32(v[1]));
             }
         }
+    for (int i = 0; n_k % 2 && i < 4; i++) {
+        float32x4_t w0 = vreinterpretq_f32_u32(vshlq_n_u32(vld1q_u32(w + i * 4), 16));
+        for (int t = 0; t < n; t++) {
+            const uint16_t *v = (const uint16_t *)(x + (size_t)t * ldx) + n_k - 1;
+            even[t][i] = vfmaq_n_f32(even[t][i], w0, sh_bf16_to_f32(v[0]));
+        }
+    }
     for (int t = 0; t < n; t++)
         for (int i = 0; i < 4; i++) {
-            float *a = acc + t * SH_LANES + i * 4;
+            float *a = acc + (size_t)t * lda + i * 4;
             vst1q_f32(a, vaddq_f32(vld1q_f32(a), vaddq_f32(even[t][i], odd[t][i])));
         }
+}
+
+void sh_run_sums_neon(float *acc, size_t lda, const uint32_t *w, const void *x, size_t ldx, int n_k,
+                      int n)
+{
+    const uint8_t *xb = x;
+    int t = 0;
+    for (; t + 2 <= n; t += 2)
+        run_sum(acc + (size_t)t * lda, lda, w, xb + (size_t)t * ldx, ldx, n_k, 2);
+    if (t < n) run_sum(acc + (size_t)t * lda, lda, w, xb + (size_t)t * ldx, ldx, n_k, 1);
 }
 
 /* One panel for n_tok tokens, at most SH_TOKENS. */
@@ -151,34 +179,33 @@ SH_INLINE void run_panel(run_fn *get, float *y, size_t ldy, const sh_mat *w, int
 {
     const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
     float acc[SH_TOKENS * SH_LANES];
-    uint32_t room[RUN_PAIRS];
+    uint32_t room[SH_RUN_PAIRS];
     sh_tree tree[SH_TOKENS];
     for (int s = slice_lo; s < slice_hi; s++) {
         memset(acc, 0, (size_t)n_tok * SH_LANES * sizeof *acc);
         for (int k = w->kd.kp[s]; k < w->kd.kp[s + 1]; k += SH_RUN) {
             const uint32_t *run = get(room, w, panel, k / SH_RUN);
-            const uint8_t *xk = x + k * 2;
-            int t = 0;
-            for (; t + 2 <= n_tok; t += 2) run_sum(acc + t * SH_LANES, run, xk + (size_t)t * ldx, ldx, 2);
-            if (t < n_tok) run_sum(acc + t * SH_LANES, run, xk + (size_t)t * ldx, ldx, 1);
+            sh_run_sums_neon(acc, SH_LANES, run, x + k * 2, ldx, SH_RUN, n_tok);
         }
         for (int t = 0; t < n_tok; t++) sh_tree_push(tree[t], s - slice_lo, acc + t * SH_LANES);
     }
     for (int t = 0; t < n_tok; t++) sh_tree_store(y, ldy, tree[t], w, p, t);
 }
 
-SH_INLINE void run_product(run_fn *get, float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
-                           int slice_lo, int slice_hi, const uint8_t *x, size_t ldx, int n_tok)
+SH_INLINE void run_product(run_fn *get, float *y, size_t ldy, const sh_mat *w, int panel_lo,
+                           int panel_hi, int slice_lo, int slice_hi, const uint8_t *x, size_t ldx,
+                           int n_tok)
 {
     for (int t = 0, n; t < n_tok; t += n) {
         n = n_tok - t < SH_TOKENS ? n_tok - t : SH_TOKENS;
         for (int p = panel_lo; p < panel_hi; p++)
-            run_panel(get, y + (size_t)t * ldy, ldy, w, p, slice_lo, slice_hi, x + (size_t)t * ldx, ldx, n);
+            run_panel(get, y + (size_t)t * ldy, ldy, w, p, slice_lo, slice_hi, x + (size_t)t * ldx,
+                      ldx, n);
     }
 }
 
-static void bf16_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                      int slice_hi, const void *x, size_t ldx, int n_tok)
+static void bf16_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
+                      int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)
 {
     run_product(run_bf16, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
 }

@@ -1,5 +1,5 @@
-/* Products of quantised weights and int8 activations: sdot adds four products of signed bytes to each
- * of four 32-bit sums, exactly. Weights are made signed as they are loaded. */
+/* Products of quantised weights and int8 activations: sdot adds four products of signed bytes to
+ * each of four 32-bit sums, exactly. Weights are made signed as they are loaded. */
 #include "kernels/neon/neon.h"
 
 enum { TILE = 4 };
@@ -21,8 +21,8 @@ SH_INLINE void add_block(float *acc, const int32x4_t dot[4], const uint16_t *sca
     }
 }
 
-SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                      size_t ldx, const int n)
+SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                      const uint8_t *x, size_t ldx, const int n)
 {
     const uint8x16_t flip = vdupq_n_u8(0x80);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
@@ -51,8 +51,8 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     }
 }
 
-SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                      size_t ldx, const int n)
+SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                      const uint8_t *x, size_t ldx, const int n)
 {
     const uint8x16_t low = vdupq_n_u8(15);
     const int8x16_t eight = vdupq_n_s8(8);
@@ -87,24 +87,38 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     }
 }
 
-static void q8_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                    size_t ldx, int n)
+static void q8_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                    const uint8_t *x, size_t ldx, int n)
 {
     switch (n) {
-    case 1: q8_sum(acc, w, panel, lo, hi, x, ldx, 1); break;
-    case 2: q8_sum(acc, w, panel, lo, hi, x, ldx, 2); break;
-    case 3: q8_sum(acc, w, panel, lo, hi, x, ldx, 3); break;
-    default: q8_sum(acc, w, panel, lo, hi, x, ldx, 4);
+    case 1:
+        q8_sum(acc, w, panel, lo, hi, x, ldx, 1);
+        break;
+    case 2:
+        q8_sum(acc, w, panel, lo, hi, x, ldx, 2);
+        break;
+    case 3:
+        q8_sum(acc, w, panel, lo, hi, x, ldx, 3);
+        break;
+    default:
+        q8_sum(acc, w, panel, lo, hi, x, ldx, 4);
     }
 }
-static void q4_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                    size_t ldx, int n)
+static void q4_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                    const uint8_t *x, size_t ldx, int n)
 {
     switch (n) {
-    case 1: q4_sum(acc, w, panel, lo, hi, x, ldx, 1); break;
-    case 2: q4_sum(acc, w, panel, lo, hi, x, ldx, 2); break;
-    case 3: q4_sum(acc, w, panel, lo, hi, x, ldx, 3); break;
-    default: q4_sum(acc, w, panel, lo, hi, x, ldx, 4);
+    case 1:
+        q4_sum(acc, w, panel, lo, hi, x, ldx, 1);
+        break;
+    case 2:
+        q4_sum(acc, w, panel, lo, hi, x, ldx, 2);
+        break;
+    case 3:
+        q4_sum(acc, w, panel, lo, hi, x, ldx, 3);
+        break;
+    default:
+        q4_sum(acc, w, panel, lo, hi, x, ldx, 4);
     }
 }
 

@@ -9,6 +9,7 @@ static void overlay(sh_kernels *k)
     sh_matmul_float_neon(k);
     sh_vector_neon(k);
     sh_attention_neon(k);
+    sh_attend_neon(k);
     sh_peak_neon(k);
 }
 

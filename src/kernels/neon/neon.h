@@ -11,9 +11,20 @@ void sh_matmul_i8_neon(sh_kernels *k);
 void sh_matmul_float_neon(sh_kernels *k);
 void sh_vector_neon(sh_kernels *k);
 void sh_attention_neon(sh_kernels *k);
+void sh_attend_neon(sh_kernels *k);
 void sh_peak_neon(sh_kernels *k);
 
 enum { SH_AHEAD = 4096 }; /* bytes of weights that are asked for ahead of their use */
+
+enum { SH_RUN_PAIRS = SH_RUN / 2 * SH_LANES }; /* pairs of bf16 in a run of 32 k's of a panel */
+
+/* Adds the bf16 sums of the first n_k k's of a run to acc (n, lda), SH_LANES of each row. w: pairs,
+ * [16][SH_LANES]; x (n, ldx bytes): bf16. */
+void sh_run_sums_neon(float *acc, size_t lda, const uint32_t *w, const void *x, size_t ldx, int n_k,
+                      int n);
+
+/* The row softmax_part. */
+float sh_softmax_part_neon(float *s, int n, float *sum);
 
 SH_INLINE float32x4_t sh_f16x4(const uint16_t *p)
 {

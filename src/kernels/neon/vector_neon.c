@@ -29,7 +29,8 @@ static void quantise_block(int8_t *q, float *scale, int32_t *sum, const float *x
     uint32x4_t big = vdupq_n_u32(0);
     int32x4_t total = vdupq_n_s32(0);
     for (int i = 0; i < SH_RUN; i += 4)
-        big = vmaxq_u32(big, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), vdupq_n_u32(0x7fffffff)));
+        big = vmaxq_u32(
+            big, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), vdupq_n_u32(0x7fffffff)));
     uint32_t bits = vmaxvq_u32(big);
     float amax = sh_f32_from_bits(bits);
     memset(q, 0, SH_RUN);

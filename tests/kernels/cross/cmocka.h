@@ -1,5 +1,6 @@
-/* As much of cmocka as the kernel tests need, for processors that Debian's library is not installed for
- * (script/test-neon). A failure ends the test; the report is TAP; the exit status is the verdict. */
+/* As much of cmocka as the kernel tests need, for processors that Debian's library is not installed
+ * for (script/test-neon). A failure ends the test; the report is TAP; the exit status is the
+ * verdict. */
 #ifndef TESTS_KERNELS_CROSS_CMOCKA_H
 #define TESTS_KERNELS_CROSS_CMOCKA_H
 
@@ -21,20 +22,21 @@ static jmp_buf cmocka_failed;
     do {                                                                                           \
         if (!(ok)) fail_msg("%s:%d: %s", __FILE__, __LINE__, text);                                \
     } while (0)
-#define assert_true(a)           cmocka_check(a, #a)
-#define assert_non_null(a)       cmocka_check((a) != NULL, #a " is NULL")
-#define assert_int_equal(a, b)   cmocka_check((a) == (b), #a " is not " #b)
-#define assert_memory_equal(a, b, n) cmocka_check(memcmp(a, b, n) == 0, #a " is not the same as " #b)
+#define assert_true(a)         cmocka_check(a, #a)
+#define assert_non_null(a)     cmocka_check((a) != NULL, #a " is NULL")
+#define assert_int_equal(a, b) cmocka_check((a) == (b), #a " is not " #b)
+#define assert_memory_equal(a, b, n)                                                               \
+    cmocka_check(memcmp(a, b, n) == 0, #a " is not the same as " #b)
 #define assert_in_range(a, b, c) cmocka_check((a) >= (b) && (a) <= (c), #a " is not in range")
 #define print_message            printf
 
 #define cmocka_unit_test(f)                                                                        \
     {                                                                                              \
-        #f, f, NULL, NULL, NULL                                                                    \
+#f, f, NULL, NULL, NULL                                                                    \
     }
 
-static inline int _cmocka_run_group_tests(const char *group, const struct CMUnitTest *tests, size_t n,
-                                          void *setup, void *teardown)
+static inline int _cmocka_run_group_tests(const char *group, const struct CMUnitTest *tests,
+                                          size_t n, void *setup, void *teardown)
 {
     volatile int n_failed = 0;
     (void)setup, (void)teardown;

@@ -1,0 +1,141 @@
+/* Attention of prompts in bf16: two products of runs of 32, as in matmul_float_neon.c. Scores:
+ * lanes are positions, tokens are queries, k is d. Values: lanes are d, k is positions. */
+#include "kernels/neon/neon.h"
+
+enum { N_ROW = 64 }; /* queries at a time: 96 KiB for their scores */
+
+/* Four values of the cache from element i on, rounded to bf16. */
+typedef uint16x4_t load_fn(const uint16_t *p);
+
+SH_INLINE uint16x4_t load_f16(const uint16_t *p)
+{
+    return sh_round_bf16(sh_f16x4(p));
+}
+SH_INLINE uint16x4_t load_bf16(const uint16_t *p)
+{
+    return vld1_u16(p);
+}
+
+/* out[i] = x[i] rounded to bf16. */
+static void round_row(uint16_t *out, const float *x, int n)
+{
+    int i = 0;
+    for (; i + 4 <= n; i += 4) vst1_u16(out + i, sh_round_bf16(vld1q_f32(x + i)));
+    for (; i < n; i++) out[i] = sh_bf16_from_f32(x[i]);
+}
+
+typedef struct rows {
+    float s[N_ROW][SH_SPAN];
+    uint16_t x[N_ROW][SH_SPAN]; /* of q the d's of one run; then p */
+    int most;                   /* positions that some row sees */
+} rows;
+
+/* Four lanes of the k'th k into a run; an even k comes before its odd one. */
+SH_INLINE void put(uint32_t *w, int k, int lane, uint16x4_t v)
+{
+    uint32_t *pair = w + k / 2 * SH_LANES + lane;
+    uint32x4_t u = vmovl_u16(v);
+    vst1q_u32(pair, k & 1 ? vorrq_u32(vld1q_u32(pair), vshlq_n_u32(u, 16)) : u);
+}
+
+/* s[r][j] for all rows and the positions that some row sees. */
+SH_INLINE void scores(load_fn *load, rows *t, const float *const *q, int n_row,
+                      const void *const *kpage, int head_dim, float scale)
+{
+    uint32_t w[SH_RUN_PAIRS];
+    int n_panel = (t->most + SH_LANES - 1) / SH_LANES;
+    for (int r = 0; r < n_row; r++) memset(t->s[r], 0, (size_t)n_panel * SH_LANES * sizeof(float));
+    for (int d = 0; d < head_dim; d += SH_RUN) {
+        int n_k = head_dim - d < SH_RUN ? head_dim - d : SH_RUN;
+        for (int r = 0; r < n_row; r++) round_row(t->x[r], q[r] + d, n_k);
+        for (int p = 0; p < n_panel; p++) {
+            size_t at =
+                ((size_t)(p % (SH_PAGE / SH_LANES)) * (size_t)head_dim + (size_t)d) * SH_LANES;
+            const uint16_t *page = kpage[p / (SH_PAGE / SH_LANES)];
+            for (int k = 0; k < n_k; k++)
+                for (int h = 0; h < SH_LANES; h += 4)
+                    put(w, k, h, load(page + at + k * SH_LANES + h));
+            sh_run_sums_neon(t->s[0] + p * SH_LANES, SH_SPAN, w, t->x, sizeof *t->x, n_k, n_row);
+        }
+    }
+    for (int r = 0; r < n_row; r++)
+        for (int j = 0; j < n_panel * SH_LANES; j++) t->s[r][j] *= scale;
+}
+
+/* A run of positions by 16 d's; past head_dim it is 0. */
+SH_INLINE void value_run(load_fn *load, uint32_t *w, const uint16_t *page, int n_k, int d,
+                         int head_dim)
+{
+    for (int k = 0; k < n_k; k++)
+        for (int h = 0; h < SH_LANES; h += 4) {
+            const uint16_t *v = page + (size_t)k * (size_t)head_dim + d + h;
+            uint16_t last[4] = {0};
+            int left = head_dim - d - h;
+            if (left > 0 && left < 4) memcpy(last, v, (size_t)left * sizeof *last);
+            put(w, k, h, load(left < 4 ? last : v));
+        }
+}
+
+/* o[r][d] for all rows. Neighbours that see as much of a run are summed together. */
+SH_INLINE void values(load_fn *load, float *o, const rows *t, int n_row, const int *n_pos,
+                      const void *const *vpage, int head_dim)
+{
+    uint32_t w[SH_RUN_PAIRS];
+    float acc[N_ROW][SH_LANES];
+    for (int d = 0; d < head_dim; d += SH_LANES) {
+        memset(acc, 0, sizeof acc);
+        for (int j = 0; j < t->most; j += SH_RUN) {
+            int n_k = t->most - j < SH_RUN ? t->most - j : SH_RUN;
+            const uint16_t *page = vpage[j / SH_PAGE];
+            value_run(load, w, page + (size_t)(j % SH_PAGE) * (size_t)head_dim, n_k, d, head_dim);
+            for (int r = 0, n; r < n_row; r += n) {
+                int sees = n_pos[r] - j < SH_RUN ? n_pos[r] - j : SH_RUN;
+                for (n = 1; r + n < n_row; n++)
+                    if ((n_pos[r + n] - j < SH_RUN ? n_pos[r + n] - j : SH_RUN) != sees) break;
+                if (sees > 0)
+                    sh_run_sums_neon(acc[r], SH_LANES, w, t->x[r] + j, sizeof *t->x, sees, n);
+            }
+        }
+        int n = head_dim - d < SH_LANES ? head_dim - d : SH_LANES;
+        for (int r = 0; r < n_row; r++)
+            memcpy(o + (size_t)r * (size_t)head_dim + d, acc[r], (size_t)n * sizeof *o);
+    }
+}
+
+SH_INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *const *q, int n_row,
+                      const int *n_pos, const void *const *kpage, const void *const *vpage,
+                      int head_dim, float scale)
+{
+    rows t;
+    for (int r0 = 0, n; r0 < n_row; r0 += n) {
+        n = n_row - r0 < N_ROW ? n_row - r0 : N_ROW;
+        t.most = 0;
+        for (int r = 0; r < n; r++)
+            if (n_pos[r0 + r] > t.most) t.most = n_pos[r0 + r];
+        scores(load, &t, q + r0, n, kpage, head_dim, scale);
+        for (int r = 0; r < n; r++) {
+            m[r0 + r] = sh_softmax_part_neon(t.s[r], n_pos[r0 + r], &l[r0 + r]);
+            round_row(t.x[r], t.s[r], n_pos[r0 + r]);
+        }
+        values(load, o + (size_t)r0 * (size_t)head_dim, &t, n, n_pos + r0, vpage, head_dim);
+    }
+}
+
+static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row,
+                       const int *n_pos, const void *const *kpage, const void *const *vpage,
+                       int head_dim, float scale)
+{
+    attend(load_f16, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
+}
+static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row,
+                        const int *n_pos, const void *const *kpage, const void *const *vpage,
+                        int head_dim, float scale)
+{
+    attend(load_bf16, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
+}
+
+void sh_attend_neon(sh_kernels *k)
+{
+    k->attend_bf16[SH_F16] = attend_f16;
+    k->attend_bf16[SH_BF16] = attend_bf16;
+}
