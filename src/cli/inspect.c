@@ -337,8 +337,8 @@ static int inspect_main(int argc, char **argv)
     };
     sh_model_file *m = NULL;
     sizes s;
-    sh_err err =
-        sh_flags_parse("shoal inspect (FILE | --kernels)", flags, 2, argc, argv, &path, 1, &n_arg, &help);
+    sh_err err = sh_flags_parse("shoal inspect (FILE | --kernels)", flags, 2, argc, argv, &path, 1,
+                                &n_arg, &help);
     if (help || err != SH_OK) return sh_exit("inspect", err);
     if (kernels) return sh_exit("inspect", print_kernels());
     if (n_arg < 1)

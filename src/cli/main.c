@@ -10,14 +10,8 @@
 #include "cli/cli.h"
 
 const sh_command *const sh_commands[] = {
-    &sh_command_run,
-    &sh_command_bench,
-    &sh_command_worker,
-    &sh_command_inspect,
-    &sh_command_tokenize,
-    &sh_command_quantize,
-    &sh_command_rank,
-    NULL,
+    &sh_command_run,      &sh_command_bench,    &sh_command_worker, &sh_command_inspect,
+    &sh_command_tokenize, &sh_command_quantize, &sh_command_rank,   NULL,
 };
 
 static void print_help(FILE *out)

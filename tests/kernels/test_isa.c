@@ -269,8 +269,8 @@ static void compare_attend(sh_dtype t)
         size_t n = (size_t)(n_row * head_dim);
         c.attend_bf16[t](w, w + n, w + n + n_row, qp, n_row, n_pos, kp, vp, head_dim, 0.17f);
         k.attend_bf16[t](g, g + n, g + n + n_row, qp, n_row, n_pos, kp, vp, head_dim, 0.17f);
-        SAME("attend_bf16", differs(want.p, got.p, want.n / 4), "%s, %d queries of %d, %d positions",
-             sh_dtypes[t].name, n_row, head_dim, most);
+        SAME("attend_bf16", differs(want.p, got.p, want.n / 4),
+             "%s, %d queries of %d, %d positions", sh_dtypes[t].name, n_row, head_dim, most);
         GUARDED("attend_bf16", &got);
         for (int r = 0; r < n_row; r++) buffer_free(&q[r]);
         for (int p = 0; p < n_page; p++) buffer_free(&k_page[p]), buffer_free(&v_page[p]);

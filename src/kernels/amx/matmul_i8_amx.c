@@ -101,8 +101,7 @@ INLINE void slice(bytes_fn *bytes, tile_sums *out, const uint8_t *panel, const u
     _Alignas(64) dots d[2][2];
     __m512 acc[SH_LANES];
 #pragma GCC unroll 16
-    for (int t = 0; t < SH_LANES; t++)
-        acc[t] = _mm512_setzero_ps();
+    for (int t = 0; t < SH_LANES; t++) acc[t] = _mm512_setzero_ps();
     int b = lo, flip = 0;
     if (b + 2 <= hi) tile_dots(true, bytes, d[0], room, panel, b, x);
     for (; b + 2 <= hi; b += 2, flip ^= 1) {
@@ -115,8 +114,7 @@ INLINE void slice(bytes_fn *bytes, tile_sums *out, const uint8_t *panel, const u
         add_block(acc, &d[0][0], scale, x, b);
     }
 #pragma GCC unroll 16
-    for (int t = 0; t < SH_LANES; t++)
-        _mm512_store_ps((*out)[t], acc[t]);
+    for (int t = 0; t < SH_LANES; t++) _mm512_store_ps((*out)[t], acc[t]);
 }
 
 /* 16 tokens by panels [panel_lo, panel_hi). */
