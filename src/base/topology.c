@@ -3,6 +3,7 @@
 #include <hwloc.h>
 #include <pthread.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include "base/cpu.h"
 
@@ -10,7 +11,9 @@ int sh_cpu_cores(int *cpu, int max)
 {
     int n = 0;
     hwloc_topology_t topo;
-    if (hwloc_topology_init(&topo) == 0) {
+    /* Where there is no /sys (a chroot, a small container), hwloc complains on stderr. */
+    bool known = access("/sys/devices/system/cpu/cpu0/topology", R_OK | X_OK) == 0;
+    if (known && hwloc_topology_init(&topo) == 0) {
         hwloc_topology_set_all_types_filter(topo, HWLOC_TYPE_FILTER_KEEP_NONE);
         hwloc_topology_set_type_filter(topo, HWLOC_OBJ_CORE, HWLOC_TYPE_FILTER_KEEP_ALL);
         if (hwloc_topology_load(topo) == 0) {

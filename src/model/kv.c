@@ -100,6 +100,8 @@ static sh_err make_room(sh_kv *kv, const sh_step_seq *q)
         return sh_fail(SH_EPEER, "a step writes positions %u to %u of slot %u, which do not fit",
                        q->pos, q->pos + q->n_tok, q->slot);
     sh_kv_slot *s = &kv->slot[q->slot];
+    if (s->step == kv->n_step) return sh_fail(SH_EPEER, "a step names slot %u twice", q->slot);
+    s->step = kv->n_step;
     truncate(kv, s, (int)q->pos);
     int end = (int)(q->pos + q->n_tok), last = n_page_of(s->n_pos);
     if (s->n_pos % SH_PAGE && kv->n_ref[s->page[last - 1]] > 1) { /* shared, and to be written */
@@ -116,6 +118,7 @@ static sh_err make_room(sh_kv *kv, const sh_step_seq *q)
 
 sh_err sh_kv_apply(sh_kv *kv, const sh_step *step)
 {
+    kv->n_step++;
     for (uint32_t i = 0; i < step->n_op; i++) SH_TRY(apply_op(kv, &step->op[i]));
     for (uint32_t i = 0; i < step->n_seq; i++) SH_TRY(make_room(kv, &step->seq[i]));
     return SH_OK;

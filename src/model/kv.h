@@ -8,8 +8,9 @@
 #include "model/plan.h"
 
 typedef struct sh_kv_slot {
-    int *page; /* page numbers, n_ctx / SH_PAGE of them rounded up */
-    int n_pos; /* positions held */
+    int *page;     /* page numbers, n_ctx / SH_PAGE of them rounded up */
+    int n_pos;     /* positions held */
+    unsigned step; /* the last step that wrote to it, as sh_kv counts them */
 } sh_kv_slot;
 
 typedef struct sh_kv {
@@ -23,6 +24,7 @@ typedef struct sh_kv {
     int *free_page, n_free;
     sh_kv_slot *slot;
     int *page_table; /* backs slot[].page */
+    unsigned n_step; /* steps applied */
 } sh_kv;
 
 /** Room for n_slot sequences of n_ctx positions. Memory is taken from the system as it is used. */

@@ -228,7 +228,7 @@ static void run(const char *scheme, int n_rank, int spin)
     if (mine != SH_OK) print_message("# rank 0 of %d: %s\n", n_rank, sh_err_message());
     OK(sh_group_ready(g, mine)); /* on rank 0, the first fault of any rank */
     size_t n = 0;
-    OK(sh_group_bcast(g, NULL, 0, &n));
+    OK(sh_group_bcast(g, (char[]){0}, 0, &n));
     assert_int_equal(count_in("/dev/shm", "shoal"), n_shm);
     sh_group_close(g);
     assert_int_equal(count_in("/proc/self/fd", ""), n_fd);

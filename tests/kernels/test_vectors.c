@@ -163,6 +163,89 @@ static void test_attention(void **state)
                         i % 4 ? random_in(1, SH_PAGE) : SH_PAGE, i % 2 ? LOOK_UNIT : LOOK_WIDE);
 }
 
+/* The bf16 sum of n products: runs of 32, even and odd by themselves, from zero. */
+static float sum_bf16(const float *a, const float *b, size_t stride_b, size_t n)
+{
+    float acc = 0;
+    for (size_t run = 0; run < n; run += 32) {
+        float chain[2] = {0, 0};
+        for (size_t i = run; i < run + 32 && i < n; i++)
+            chain[i % 2] = fmaf(to_bf16(a[i]), to_bf16(b[i * stride_b]), chain[i % 2]);
+        acc += chain[0] + chain[1];
+    }
+    return acc;
+}
+
+/* Queries of a prompt over one span of positions: bit for bit in the order of the contract, and
+ * near the attention of float64. */
+static void check_attend(sh_dtype t, int head_dim, int n_row, int low)
+{
+    size_t dim = (size_t)head_dim, n = (size_t)SH_SPAN * dim;
+    float *kf = malloc(n * sizeof *kf), *vf = malloc(n * sizeof *vf), scale = 0.3f;
+    buffer kp[SH_SPAN / SH_PAGE], vp[SH_SPAN / SH_PAGE], q[8],
+        o = buffer_of((size_t)n_row * dim * 4);
+    const void *kpage[SH_SPAN / SH_PAGE], *vpage[SH_SPAN / SH_PAGE];
+    const float *qp[8];
+    float m[8], l[8], s[SH_SPAN];
+    int n_pos[8];
+    assert_true(kf && vf);
+    for (int p = 0; p < SH_SPAN / SH_PAGE; p++) {
+        kpage[p] = (kp[p] = buffer_of(SH_PAGE * dim * sh_dtype_bytes(t, 1))).p;
+        vpage[p] = (vp[p] = buffer_of(SH_PAGE * dim * sh_dtype_bytes(t, 1))).p;
+    }
+    for (size_t j = 0; j < SH_SPAN; j++) {
+        for (size_t d = 0; d < dim; d++) { /* as the cache rounds them */
+            kf[j * dim + d] = rounded(random_unit(), t);
+            vf[j * dim + d] = rounded(random_unit(), t);
+        }
+        k.kv_put[t](kp[j / SH_PAGE].p, vp[j / SH_PAGE].p, kf + j * dim, vf + j * dim,
+                    (int)j % SH_PAGE, head_dim);
+    }
+    for (int r = 0; r < n_row; r++) {
+        qp[r] = (q[r] = buffer_floats(dim, LOOK_UNIT)).p;
+        n_pos[r] = low + r < SH_SPAN ? low + r : SH_SPAN;
+    }
+    k.attend_bf16[t](o.p, m, l, qp, n_row, n_pos, kpage, vpage, head_dim, scale);
+    for (int r = 0; r < n_row; r++) {
+        double top = -INFINITY, sum = 0, real[256] = {0};
+        float want_l, want_m;
+        for (int j = 0; j < n_pos[r]; j++) {
+            double dot = 0;
+            s[j] = sum_bf16(qp[r], kf + (size_t)j * dim, 1, dim) * scale;
+            for (size_t d = 0; d < dim; d++)
+                dot += (double)qp[r][d] * (double)kf[(size_t)j * dim + d];
+            double e = exp(dot * (double)scale);
+            top = fmax(top, dot * (double)scale);
+            sum += e;
+            for (size_t d = 0; d < dim; d++) real[d] += e * (double)vf[(size_t)j * dim + d];
+        }
+        want_m = k.softmax_part(s, n_pos[r], &want_l);
+        assert_true(same(m[r], want_m) && same(l[r], want_l));
+        for (size_t d = 0; d < dim; d++) {
+            float got = ((float *)o.p)[(size_t)r * dim + d];
+            assert_true(same(got, sum_bf16(s, vf + d, dim, (size_t)n_pos[r])));
+            assert_true(fabs((double)(got / l[r]) - real[d] / sum) < 0.03);
+        }
+        assert_true(fabs((double)m[r] - top) < 0.05);
+    }
+    for (int r = 0; r < n_row; r++) buffer_free(&q[r]);
+    for (int p = 0; p < SH_SPAN / SH_PAGE; p++) buffer_free(&kp[p]), buffer_free(&vp[p]);
+    assert_true(buffer_guarded(&o));
+    buffer_free(&o);
+    free(kf);
+    free(vf);
+}
+
+static void test_attend_bf16(void **state)
+{
+    (void)state;
+    random_state = 14;
+    assert_null((void *)(uintptr_t)k.attend_bf16[SH_F32]);
+    for (int i = 0; i < 40; i++)
+        check_attend(i % 2 ? SH_F16 : SH_BF16, i < 20 ? 2 * i + 2 : PICK(32, 48, 64, 80, 128),
+                     random_in(1, 8), i % 4 ? random_in(1, SH_SPAN) : SH_SPAN);
+}
+
 /* Parts that are merged in order are the softmax of the whole. */
 static void test_softmax(void **state)
 {
@@ -207,9 +290,9 @@ static void test_softmax(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_silu_add),
-        cmocka_unit_test(test_rope),    cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_softmax),
+        cmocka_unit_test(test_rmsnorm),     cmocka_unit_test(test_silu_add),
+        cmocka_unit_test(test_rope),        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attend_bf16), cmocka_unit_test(test_softmax),
     };
     sh_cpu_enter();
     if (sh_kernels_init(&k, "c") != SH_OK) return 1;
