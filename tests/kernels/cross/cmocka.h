@@ -23,6 +23,7 @@ static jmp_buf cmocka_failed;
         if (!(ok)) fail_msg("%s:%d: %s", __FILE__, __LINE__, text);                                \
     } while (0)
 #define assert_true(a)         cmocka_check(a, #a)
+#define assert_null(a)         cmocka_check((a) == NULL, #a " is not NULL")
 #define assert_non_null(a)     cmocka_check((a) != NULL, #a " is NULL")
 #define assert_int_equal(a, b) cmocka_check((a) == (b), #a " is not " #b)
 #define assert_memory_equal(a, b, n)                                                               \
