@@ -100,11 +100,10 @@ static void matmul_tokens(const matmul_job *j, const product *p, int lo, int hi,
                                      ldx, t1 - t0);
 }
 
-static void matmul_share(void *arg, int thread, int n_thread)
+/* Panels [lo, hi), counted over all the matrices. */
+static void matmul_panels(const matmul_job *j, int lo, int hi)
 {
-    const matmul_job *j = arg;
-    int lo, hi, at = 0;
-    sh_share(j->n_panel, thread, n_thread, &lo, &hi);
+    int at = 0;
     for (int i = 0; i < j->n_product; i++) {
         int n = j->p[i].w->mat.n_panel, a = lo > at ? lo - at : 0, b = hi - at < n ? hi - at : n;
         sh_dtype t = j->p[i].w->mat.dtype;
@@ -115,6 +114,20 @@ static void matmul_share(void *arg, int thread, int n_thread)
             matmul_tokens(j, &j->p[i], a, b, j->n_sampled, j->n_tok, true);
         }
         at += n;
+    }
+}
+
+/* A thread takes its own share of the panels piece by piece, and then pieces of those threads that
+ * something else has kept from theirs. */
+static void matmul_share(void *arg, int thread, int n_thread)
+{
+    const matmul_job *j = arg;
+    int piece = j->n_tok < 16 ? 4 : 32; /* many tokens: what fits a second-level cache, twice */
+    for (int i = 0; i < n_thread; i++) {
+        int whose = (thread + i) % n_thread, lo, hi;
+        sh_share(j->n_panel, whose, n_thread, &lo, &hi);
+        for (int at; (at = lo + atomic_fetch_add(&j->f->taken[whose].n, piece)) < hi;)
+            matmul_panels(j, at, at + piece < hi ? at + piece : hi);
     }
 }
 
@@ -139,6 +152,7 @@ static void matmul(sh_forward *f, const product *p, int n_product, const float *
         }
         j.n_panel += m->n_panel;
     }
+    for (int i = 0; i < sh_pool_n_thread(f->pool); i++) atomic_store(&f->taken[i].n, 0);
     if (j.n_panel > 0) sh_pool_run(f->pool, matmul_share, &j);
 }
 
@@ -487,6 +501,8 @@ sh_err sh_forward_open(sh_forward *f)
         SH_GOTO(sh_alloc(&f->act[form], n_row, f->act_bytes[form], "the activations"));
     SH_GOTO(sh_alloc(&f->tok_slot, n, sizeof(int), "the step"));
     SH_GOTO(sh_alloc(&f->tok_pos, n, sizeof(int), "the step"));
+    SH_GOTO(
+        sh_alloc(&f->taken, (size_t)sh_pool_n_thread(f->pool), sizeof *f->taken, "the threads"));
     SH_GOTO(sh_alloc(&f->block, n, sizeof *f->block, "the step"));
     SH_GOTO(sh_alloc(&f->freq, half, sizeof *f->freq, "the rotations"));
     SH_GOTO(sh_alloc(&f->vocab, (size_t)f->plan->n_rank, sizeof *f->vocab, "the plan"));
@@ -509,11 +525,12 @@ out:
 
 void sh_forward_close(sh_forward *f)
 {
-    void **all[] = {
-        (void **)&f->xn,      (void **)&f->q,    (void **)&f->kk,    (void **)&f->v,
-        (void **)&f->ao,      (void **)&f->gate, (void **)&f->up,    (void **)&f->y,
-        (void **)&f->cos,     (void **)&f->sin,  (void **)&f->span,  (void **)&f->tok_slot,
-        (void **)&f->tok_pos, (void **)&f->freq, (void **)&f->vocab, (void **)&f->block};
+    void **all[] = {(void **)&f->xn,      (void **)&f->q,    (void **)&f->kk,
+                    (void **)&f->v,       (void **)&f->ao,   (void **)&f->gate,
+                    (void **)&f->up,      (void **)&f->y,    (void **)&f->cos,
+                    (void **)&f->sin,     (void **)&f->span, (void **)&f->tok_slot,
+                    (void **)&f->tok_pos, (void **)&f->freq, (void **)&f->vocab,
+                    (void **)&f->block,   (void **)&f->taken};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         free(*all[i]);
         *all[i] = NULL;

@@ -2,12 +2,19 @@
 #ifndef SH_MODEL_FORWARD_H
 #define SH_MODEL_FORWARD_H
 
+#include <stdatomic.h>
+
 #include "base/threads.h"
 #include "comm/group.h"
 #include "comm/step.h"
 #include "kernels/kernels.h"
 #include "model/kv.h"
 #include "model/weights.h"
+
+/* One to a cache line. */
+typedef struct sh_taken {
+    _Alignas(64) atomic_int n;
+} sh_taken;
 
 typedef struct sh_forward {
     const sh_config *config;
@@ -38,6 +45,7 @@ typedef struct sh_forward {
     int n_tok, n_sampled; /* of the step under way: the first n_sampled tokens are sampled ones */
     sh_range *block;      /* n_block runs of tokens that attention takes together */
     int n_block;
+    sh_taken *taken;  /* (n_thread): panels of its share that are taken, in a product */
     bool attend_bf16; /* prompts of some layer attend in bf16 */
 } sh_forward;
 
