@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include <utf8proc.h>
@@ -225,6 +226,14 @@ static sh_err take_event(run *r, const shoal_event *e)
     return flush_samples(r);
 }
 
+/* Whether stdout and stderr go to one place, as in a log. */
+static bool same_place(void)
+{
+    struct stat a, b;
+    return fstat(STDOUT_FILENO, &a) == 0 && fstat(STDERR_FILENO, &b) == 0 && a.st_dev == b.st_dev &&
+           a.st_ino == b.st_ino;
+}
+
 /* A line that is overwritten, on a terminal, while stdout shows nothing. */
 static void progress(const run *r, const char *what)
 {
@@ -239,7 +248,10 @@ static void figures(const run *r)
     double first_s = 0;
     shoal_get_info(r->engine, &info);
     shoal_get_stats(r->engine, &stats);
-    if (!o->json && isatty(STDOUT_FILENO)) putchar('\n'), fflush(stdout);
+    if (!o->json && isatty(STDOUT_FILENO))
+        putchar('\n'), fflush(stdout);
+    else if (!o->json && same_place()) /* the figures begin a line of their own */
+        fputc('\n', stderr);
     for (int i = 0; i < r->n_sample; i++) {
         const sample *q = &r->sample[i];
         if (i == 0 || (q->first_s > 0 && q->first_s < first_s)) first_s = q->first_s;
