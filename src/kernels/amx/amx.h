@@ -45,6 +45,17 @@ INLINE void tile_out(float *y, size_t ldy, tile_sums *sums, int n_tok, __mmask16
         _mm512_mask_storeu_ps(y + (size_t)t * ldy, rows, _mm512_load_ps((*sums)[t]));
 }
 
+/* A row of a tile: pairs (even[i], odd[i]) in bf16. */
+INLINE void pair_row(void *out, __m512 even, __m512 odd)
+{
+    static const uint16_t interleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i v = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+    _mm512_store_si512(out, _mm512_permutexvar_epi16(_mm512_loadu_si512(interleave), v));
+}
+
+/* The outputs that a panel has. */
 INLINE __mmask16 panel_rows(const sh_mat *w, int panel)
 {
     int n = w->rows - panel * SH_LANES;

@@ -27,16 +27,6 @@ INLINE __m512 load_bf16(const uint16_t *p, __mmask16 m)
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
 }
 
-/* A row of a tile: pairs (even[i], odd[i]) in bf16. */
-INLINE void pair_row(uint16_t *out, __m512 even, __m512 odd)
-{
-    static const uint16_t interleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    __m512i v = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-    _mm512_store_si512(out, _mm512_permutexvar_epi16(_mm512_loadu_si512(interleave), v));
-}
-
 typedef struct span {
     _Alignas(
         64) uint16_t k[MAX_DIM / SH_RUN][N_PANEL][512]; /* tiles [16 pairs of d][16 positions][2] */

@@ -41,10 +41,7 @@ static const uint8_t *tiles_bf16(uint8_t *room, const sh_mat *w, const uint8_t *
  * fma(q, d, -zero d) is that product rounded once, since zero is a power of two. */
 INLINE void dequantise_four(uint8_t *out, __m512i v, __m512 d, __m512 minus_zero_d)
 {
-    static const uint16_t interleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i byte = _mm512_set1_epi32(255), order = _mm512_loadu_si512(interleave);
+    const __m512i byte = _mm512_set1_epi32(255);
     __m512 f0 = _mm512_cvtepi32_ps(_mm512_and_si512(v, byte));
     __m512 f1 = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(v, 8), byte));
     __m512 f2 = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(v, 16), byte));
@@ -53,9 +50,8 @@ INLINE void dequantise_four(uint8_t *out, __m512i v, __m512 d, __m512 minus_zero
     f1 = _mm512_fmadd_ps(f1, d, minus_zero_d);
     f2 = _mm512_fmadd_ps(f2, d, minus_zero_d);
     f3 = _mm512_fmadd_ps(f3, d, minus_zero_d);
-    __m512i a = (__m512i)_mm512_cvtne2ps_pbh(f1, f0), b = (__m512i)_mm512_cvtne2ps_pbh(f3, f2);
-    _mm512_store_si512(out, _mm512_permutexvar_epi16(order, a));
-    _mm512_store_si512(out + 64, _mm512_permutexvar_epi16(order, b));
+    pair_row(out, f0, f1);
+    pair_row(out + 64, f2, f3);
 }
 
 INLINE __m512 scales(const uint8_t *first, int b)

@@ -92,7 +92,7 @@ INLINE void values(load_fn *load, float *o, size_t ldo, const float *p, size_t l
 {
     for (int d = 0, step; d < head_dim; d += step) {
         bool wide = d + 64 <= head_dim;
-        __mmask16 m = d + 16 <= head_dim ? 0xffff : (__mmask16)((1u << (head_dim - d)) - 1);
+        __mmask16 m = first_lanes(head_dim - d);
         step = wide ? 64 : 16;
         for (int h = 0; h < n_q;) {
             float *oh = o + (size_t)h * ldo;
@@ -146,7 +146,7 @@ INLINE void round_span(load_fn *load, rounded *b, const void *const *kpage,
                             round16(load(kpage[p / 4], ((size_t)(p % 4) * dim + d) * 16, 0xffff)));
     for (int j = 0; j < n_pos; j++)
         for (int d = 0; d < head_dim; d += 16) {
-            __mmask16 m = d + 16 <= head_dim ? 0xffff : (__mmask16)((1u << (head_dim - d)) - 1);
+            __mmask16 m = first_lanes(head_dim - d);
             _mm512_store_ps(&b->v[j][d], round16(load(vpage[j / SH_PAGE],
                                                       (size_t)(j % SH_PAGE) * dim + (size_t)d, m)));
         }
@@ -175,7 +175,7 @@ INLINE __m512 bf16_sum(const float *a, int n, const float *row, size_t stride)
 INLINE void round_floats(float *out, const float *x, int n)
 {
     for (int i = 0; i < n; i += 16) {
-        __mmask16 m = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        __mmask16 m = first_lanes(n - i);
         _mm512_store_ps(out + i, round16(_mm512_maskz_loadu_ps(m, x + i)));
     }
 }
@@ -200,7 +200,7 @@ INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *con
         m[r] = softmax_part(s, n_pos[r], &l[r]);
         round_floats(a, s, n_pos[r]);
         for (int d = 0; d < head_dim; d += 16) {
-            __mmask16 mask = d + 16 <= head_dim ? 0xffff : (__mmask16)((1u << (head_dim - d)) - 1);
+            __mmask16 mask = first_lanes(head_dim - d);
             _mm512_mask_storeu_ps(o + (size_t)r * (size_t)head_dim + d, mask,
                                   bf16_sum(a, n_pos[r], &b.v[0][d], MAX_DIM));
         }
@@ -238,12 +238,12 @@ static float softmax_part(float *s, int n, float *sum)
     const __m512 low = _mm512_set1_ps(s[0]);
     __m512 top = low, lane = _mm512_setzero_ps();
     for (int j = 0; j < n; j += 16) {
-        __mmask16 m = n - j >= 16 ? 0xffff : (__mmask16)((1u << (n - j)) - 1);
+        __mmask16 m = first_lanes(n - j);
         top = _mm512_max_ps(_mm512_mask_loadu_ps(low, m, s + j), top);
     }
     float max = _mm512_reduce_max_ps(top);
     for (int j = 0; j < n; j += 16) {
-        __mmask16 m = n - j >= 16 ? 0xffff : (__mmask16)((1u << (n - j)) - 1);
+        __mmask16 m = first_lanes(n - j);
         __m512 e = exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, s + j), _mm512_set1_ps(max)));
         _mm512_mask_storeu_ps(s + j, m, e);
         lane = _mm512_mask_add_ps(lane, m, lane, e);

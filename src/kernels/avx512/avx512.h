@@ -13,6 +13,12 @@ void sh_vector_avx512(sh_kernels *k);
 void sh_attention_avx512(sh_kernels *k);
 void sh_peak_avx512(sh_kernels *k);
 
+/* The first n lanes; n may be more than 16. */
+INLINE __mmask16 first_lanes(int n)
+{
+    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
 /* Lanes added in halves: 8, 4, 2, 1. */
 INLINE float sum_halves(__m512 v)
 {

@@ -4,17 +4,11 @@
 
 #include "kernels/avx512/avx512.h"
 
-/* The first n lanes; n may be more than 16. */
-INLINE __mmask16 first(int n)
-{
-    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
-}
-
 static void prepare_f32(void *y, const float *x, const sh_kdim *kd)
 {
     for (int s = 0; s < kd->n_slice; s++)
         for (int p = kd->kp[s], k = kd->k[s]; p < kd->kp[s + 1]; p += 16, k += 16) {
-            __mmask16 m = kd->k[s + 1] > k ? first(kd->k[s + 1] - k) : 0;
+            __mmask16 m = kd->k[s + 1] > k ? first_lanes(kd->k[s + 1] - k) : 0;
             _mm512_store_ps((float *)y + p, _mm512_maskz_loadu_ps(m, x + k));
         }
 }
@@ -23,7 +17,7 @@ static void prepare_bf16(void *y, const float *x, const sh_kdim *kd)
 {
     for (int s = 0; s < kd->n_slice; s++)
         for (int p = kd->kp[s], k = kd->k[s]; p < kd->kp[s + 1]; p += 16, k += 16) {
-            __mmask16 m = kd->k[s + 1] > k ? first(kd->k[s + 1] - k) : 0;
+            __mmask16 m = kd->k[s + 1] > k ? first_lanes(kd->k[s + 1] - k) : 0;
             __m512i r = _mm512_srli_epi32(round_bf16(_mm512_maskz_loadu_ps(m, x + k)), 16);
             _mm256_store_si256((__m256i *)((uint16_t *)y + p), _mm512_cvtepi32_epi16(r));
         }
@@ -39,9 +33,9 @@ static void prepare_i8(void *y, const float *x, const sh_kdim *kd)
     for (int s = 0; s < kd->n_slice; s++)
         for (int p = kd->kp[s], k = kd->k[s]; p < kd->kp[s + 1]; p += SH_RUN, k += SH_RUN) {
             int n = kd->k[s + 1] - k, b = p / SH_RUN;
-            __m512 a = _mm512_maskz_loadu_ps(first(n), x + k);
-            __m512 c =
-                n > 16 ? _mm512_maskz_loadu_ps(first(n - 16), x + k + 16) : _mm512_setzero_ps();
+            __m512 a = _mm512_maskz_loadu_ps(first_lanes(n), x + k);
+            __m512 c = n > 16 ? _mm512_maskz_loadu_ps(first_lanes(n - 16), x + k + 16)
+                              : _mm512_setzero_ps();
             const __m512i bits = _mm512_set1_epi32(0x7fffffff);
             uint32_t big = (uint32_t)_mm512_reduce_max_epi32(
                 _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), bits),
@@ -67,13 +61,13 @@ static void rmsnorm(float *y, const float *x, const float *g, int n, float eps)
 {
     __m512 lane = _mm512_setzero_ps();
     for (int i = 0; i < n; i += 16) {
-        __mmask16 m = first(n - i);
+        __mmask16 m = first_lanes(n - i);
         __m512 v = _mm512_maskz_loadu_ps(m, x + i);
         lane = _mm512_mask3_fmadd_ps(v, v, lane, m);
     }
     __m512 r = _mm512_set1_ps(1.0f / sqrtf(sum_halves(lane) / (float)n + eps));
     for (int i = 0; i < n; i += 16) {
-        __mmask16 m = first(n - i);
+        __mmask16 m = first_lanes(n - i);
         __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, x + i), r);
         _mm512_mask_storeu_ps(y + i, m, _mm512_mul_ps(_mm512_maskz_loadu_ps(m, g + i), v));
     }
@@ -91,7 +85,7 @@ static void silu_mul(float *g, const float *u, size_t n)
 {
     const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
     for (size_t i = 0; i < n; i += 16) {
-        __mmask16 m = first(n - i >= 16 ? 16 : (int)(n - i));
+        __mmask16 m = first_lanes(n - i >= 16 ? 16 : (int)(n - i));
         __m512 v = _mm512_maskz_loadu_ps(m, g + i);
         __m512 e = exp16(_mm512_xor_ps(v, sign));
         __m512 s = _mm512_div_ps(v, _mm512_add_ps(one, e));
@@ -105,7 +99,8 @@ static void rope(float *x, const float *c, const float *s, int n_head, int head_
     const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     const __mmask16 odd = 0xaaaa;
     for (int i = 0; i < n_rot; i += 16) {
-        __mmask16 m = first(n_rot - i), half = first((n_rot - i) / 2 > 8 ? 8 : (n_rot - i) / 2);
+        __mmask16 m = first_lanes(n_rot - i),
+                  half = first_lanes((n_rot - i) / 2 > 8 ? 8 : (n_rot - i) / 2);
         __m512 c2 = _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(half, c + i / 2));
         __m512 s2 = _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(half, s + i / 2));
         __m512 a = _mm512_mask_mov_ps(c2, odd, s2);
