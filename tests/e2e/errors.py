@@ -150,7 +150,7 @@ class Running:
         self.pid = self.process.pid
 
     def text(self, file):
-        return pathlib.Path(file.name).read_text(errors="backslashreplace")
+        return tap.plain(pathlib.Path(file.name).read_text(errors="backslashreplace"))
 
     def begun(self):
         """Whether it has written text: then it is in the middle of things."""
