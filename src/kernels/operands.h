@@ -1,0 +1,183 @@
+/* Float32 matrices as operands of products, for training: one source for every instruction set,
+ * written with vectors of 16 and without arithmetic but the rounding to bf16, in integers. A file
+ * of each instruction set includes this one and puts the rows into the table. */
+#ifndef SH_KERNELS_OPERANDS_H
+#define SH_KERNELS_OPERANDS_H
+
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+typedef uint32_t sh_words __attribute__((vector_size(64)));
+
+#define OPERAND_INLINE static inline __attribute__((always_inline))
+
+/* n floats, 16 at most; zeros after them. */
+OPERAND_INLINE sh_words words_load(const float *x, int n)
+{
+    sh_words v = {0};
+    if (n == SH_LANES)
+        memcpy(&v, x, sizeof v);
+    else
+        memcpy(&v, x, (size_t)n * sizeof *x);
+    return v;
+}
+
+OPERAND_INLINE void words_store(void *y, sh_words v)
+{
+    memcpy(y, &v, sizeof v);
+}
+
+/* The high half of each word: bf16, rounded to even; NaN stays one. */
+OPERAND_INLINE sh_words words_round(sh_words v)
+{
+    sh_words magnitude = v & 0x7fffffff;
+    sh_words nan = (sh_words)(magnitude > 0x7f800000);
+    sh_words rounded = v + 0x7fff + ((v >> 16) & 1);
+    return (rounded & ~nan) | ((v | 0x400000) & nan);
+}
+
+/* Words (even, odd) of two k's as bf16 pairs. */
+OPERAND_INLINE sh_words words_pair(sh_words even, sh_words odd)
+{
+    return words_round(even) >> 16 | (words_round(odd) & 0xffff0000);
+}
+
+/* One step of a transposition: of each pair of vectors `step` apart, the blocks of `step` words off
+ * the diagonal are exchanged. */
+#define STEP(v, step, lo, hi)                                                                      \
+    for (int i = 0; i < SH_LANES; i++) {                                                           \
+        if (i & (step)) continue;                                                                  \
+        sh_words a = (v)[i], b = (v)[i + (step)];                                                  \
+        (v)[i] = __builtin_shufflevector(a, b, lo);                                                \
+        (v)[i + (step)] = __builtin_shufflevector(a, b, hi);                                       \
+    }
+#define LO1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define HI1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
+#define LO2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define HI2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define LO4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define HI4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define LO8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define HI8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+
+OPERAND_INLINE void words_transpose(sh_words v[SH_LANES])
+{
+    _Pragma("GCC unroll 16") STEP(v, 1, LO1, HI1);
+    _Pragma("GCC unroll 16") STEP(v, 2, LO2, HI2);
+    _Pragma("GCC unroll 16") STEP(v, 4, LO4, HI4);
+    _Pragma("GCC unroll 16") STEP(v, 8, LO8, HI8);
+}
+
+/* 16 columns (n_col of them there) and 32 k's as rows of pairs: v[i] = k's 2i and 2i + 1. */
+OPERAND_INLINE void pairs_of_columns(sh_words v[SH_LANES], const float *x, size_t ldx, int n_col,
+                                     int n_k)
+{
+    for (int i = 0; i < SH_LANES; i++) {
+        sh_words zero = {0};
+        const float *at = x + (size_t)(2 * i) * ldx;
+        sh_words even = 2 * i < n_k ? words_load(at, n_col) : zero;
+        sh_words odd = 2 * i + 1 < n_k ? words_load(at + ldx, n_col) : zero;
+        v[i] = words_pair(even, odd);
+    }
+}
+
+static void right_cols_bf16(void *y, const float *x, size_t ldx, int n_col, int n_k)
+{
+    for (int k = 0; k < n_k; k += SH_RUN, y = (char *)y + 1024) {
+        sh_words v[SH_LANES];
+        int n = n_k - k < SH_RUN ? n_k - k : SH_RUN;
+        if (n == SH_RUN && n_col == SH_LANES)
+            pairs_of_columns(v, x + (size_t)k * ldx, ldx, SH_LANES, SH_RUN);
+        else
+            pairs_of_columns(v, x + (size_t)k * ldx, ldx, n_col, n);
+        for (int i = 0; i < SH_LANES; i++) words_store((char *)y + i * 64, v[i]);
+    }
+}
+
+static void left_cols_bf16(void *y, size_t ldy, const float *x, size_t ldx, int n_col, int n_k)
+{
+    for (int k = 0; k < n_k; k += SH_RUN, y = (char *)y + 64) {
+        sh_words v[SH_LANES];
+        int n = n_k - k < SH_RUN ? n_k - k : SH_RUN;
+        if (n == SH_RUN && n_col == SH_LANES)
+            pairs_of_columns(v, x + (size_t)k * ldx, ldx, SH_LANES, SH_RUN);
+        else
+            pairs_of_columns(v, x + (size_t)k * ldx, ldx, n_col, n);
+        words_transpose(v);
+        for (int i = 0; i < n_col; i++) words_store((char *)y + (size_t)i * ldy, v[i]);
+    }
+}
+
+/* 32 floats (n of them there) of one row as 16 pairs. */
+OPERAND_INLINE sh_words pairs_of_row(const float *x, int n)
+{
+    sh_words a = words_load(x, n < SH_LANES ? n : SH_LANES);
+    sh_words b = {0};
+    if (n > SH_LANES) b = words_load(x + SH_LANES, n - SH_LANES);
+    sh_words even =
+        __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    sh_words odd =
+        __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return words_pair(even, odd);
+}
+
+static void right_rows_bf16(void *y, const float *x, size_t ldx, int n_row, int n_k)
+{
+    for (int k = 0; k < n_k; k += SH_RUN, y = (char *)y + 1024) {
+        sh_words v[SH_LANES] = {{0}};
+        int n = n_k - k < SH_RUN ? n_k - k : SH_RUN;
+        if (n == SH_RUN && n_row == SH_LANES)
+            for (int i = 0; i < SH_LANES; i++) v[i] = pairs_of_row(x + (size_t)i * ldx + k, SH_RUN);
+        else
+            for (int i = 0; i < n_row; i++) v[i] = pairs_of_row(x + (size_t)i * ldx + k, n);
+        words_transpose(v);
+        for (int i = 0; i < SH_LANES; i++) words_store((char *)y + i * 64, v[i]);
+    }
+}
+
+static void right_cols_f32(void *y, const float *x, size_t ldx, int n_col, int n_k)
+{
+    int end = (n_k + SH_RUN - 1) / SH_RUN * SH_RUN;
+    for (int k = 0; k < end; k++) {
+        sh_words v = {0};
+        if (k < n_k) v = words_load(x + (size_t)k * ldx, n_col);
+        words_store((char *)y + (size_t)k * 64, v);
+    }
+}
+
+static void left_cols_f32(void *y, size_t ldy, const float *x, size_t ldx, int n_col, int n_k)
+{
+    int end = (n_k + SH_RUN - 1) / SH_RUN * SH_RUN;
+    for (int k = 0; k < end; k += SH_LANES) {
+        sh_words v[SH_LANES] = {{0}};
+        for (int i = 0; i < SH_LANES && k + i < n_k; i++)
+            v[i] = words_load(x + (size_t)(k + i) * ldx, n_col);
+        words_transpose(v);
+        for (int i = 0; i < n_col; i++) words_store((char *)y + (size_t)i * ldy + k * 4, v[i]);
+    }
+}
+
+static void right_rows_f32(void *y, const float *x, size_t ldx, int n_row, int n_k)
+{
+    int end = (n_k + SH_RUN - 1) / SH_RUN * SH_RUN;
+    for (int k = 0; k < end; k += SH_LANES) {
+        sh_words v[SH_LANES] = {{0}};
+        int n = n_k - k < SH_LANES ? n_k - k : SH_LANES;
+        for (int i = 0; i < n_row && n > 0; i++) v[i] = words_load(x + (size_t)i * ldx + k, n);
+        words_transpose(v);
+        for (int i = 0; i < SH_LANES; i++) words_store((char *)y + (size_t)(k + i) * 64, v[i]);
+    }
+}
+
+static inline void operands_overlay(sh_kernels *k)
+{
+    k->left_cols[SH_BF16] = left_cols_bf16;
+    k->left_cols[SH_F32] = left_cols_f32;
+    k->right_rows[SH_BF16] = right_rows_bf16;
+    k->right_rows[SH_F32] = right_rows_f32;
+    k->right_cols[SH_BF16] = right_cols_bf16;
+    k->right_cols[SH_F32] = right_cols_f32;
+}
+
+#endif
