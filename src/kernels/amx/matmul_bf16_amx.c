@@ -1,7 +1,8 @@
 /* Products in bf16 on the matrix unit, for tens of tokens and more: TDPBF16PS is the arithmetic
  * that the contract names. Two tiles of tokens by two panels of outputs are summed at once; a group
- * of panels is turned into bf16 tiles once and then serves all tokens from the second-level cache.
- */
+ * of panels is turned into bf16 tiles once and then serves all tokens from the second-level cache:
+ * its tiles are loaded with the hint that they will not come again soon (TILELOADDT1), so that the
+ * first level keeps the tokens. */
 #include "kernels/amx/amx.h"
 
 enum {
@@ -11,6 +12,8 @@ enum {
         64 * 1024, /* of one panel, in one go; more k's are taken in parts, if slices allow */
     MANY = 512,    /* tokens that are taken together, if there are parts, */
     PANELS = 32,   /* and panels */
+    CHUNK = 512,   /* k's that are taken together where there are many slices, */
+    SQUARES = 16,  /* and panels */
     FEW = 8,       /* tokens below which the vector unit is as fast */
 };
 
@@ -25,6 +28,16 @@ static const tile_config config[17] = {CONFIG(16), CONFIG(1),  CONFIG(2),  CONFI
                                        CONFIG(5),  CONFIG(6),  CONFIG(7),  CONFIG(8),  CONFIG(9),
                                        CONFIG(10), CONFIG(11), CONFIG(12), CONFIG(13), CONFIG(14),
                                        CONFIG(15), CONFIG(16)};
+
+/* The same number of tokens in both tiles: for the last ones, when they are 16 or fewer. */
+#define BOTH(m)                                                                                    \
+    {                                                                                              \
+        .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64},                                   \
+        .rows = {m, m, m, m, m, m, 16, 16},                                                        \
+    }
+static const tile_config both[17] = {BOTH(16), BOTH(1),  BOTH(2),  BOTH(3),  BOTH(4),  BOTH(5),
+                                     BOTH(6),  BOTH(7),  BOTH(8),  BOTH(9),  BOTH(10), BOTH(11),
+                                     BOTH(12), BOTH(13), BOTH(14), BOTH(15), BOTH(16)};
 
 /* One panel's k's as tiles, [kp/32][1024 bytes]; `room` is where they are made if they must be. */
 typedef const uint8_t *tiles_fn(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo,
@@ -127,12 +140,8 @@ INLINE void block(const bool two_tiles, const bool two_panels, const job *j, con
     const bool use[4] = {two_tiles, two_tiles && two_panels, true, two_panels};
     const char *x1 = two_tiles ? j->x + 16 * j->ldx : j->x; /* the second tile's tokens */
     const uint8_t *b0 = j->b[0], *b1 = j->b[1];
-    int ldx = (int)j->ldx, depth = 0;
-    for (int t = 0; t < j->n;
-         t++) { /* the lines of y that will be written come while the sums are made */
-        __builtin_prefetch(j->y + (size_t)t * j->ldy, 1);
-        if (two_panels) __builtin_prefetch(j->y + (size_t)t * j->ldy + SH_LANES, 1);
-    }
+    int ldx = (int)j->ldx, depth = 0, n_run = (w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) / SH_RUN;
+    int per_run = n_run ? (j->n + n_run - 1) / n_run : 0, line = 0;
     for (int s = slice_lo; s < slice_hi; s++) {
         if (use[0]) _tile_zero(0);
         if (use[1]) _tile_zero(1);
@@ -140,14 +149,19 @@ INLINE void block(const bool two_tiles, const bool two_panels, const job *j, con
         if (use[3]) _tile_zero(3);
         for (int k = w->kd.kp[s]; k < w->kd.kp[s + 1];
              k += SH_RUN, b0 += TILE_BYTES, b1 += TILE_BYTES) {
-            _tile_loadd(6, b0, 64);
+            _tile_stream_loadd(6, b0, 64);
             if (two_tiles) _tile_loadd(4, j->x + (size_t)k * 2, ldx);
             if (two_tiles) _tile_dpbf16ps(0, 4, 6);
-            if (two_panels) _tile_loadd(7, b1, 64);
+            if (two_panels) _tile_stream_loadd(7, b1, 64);
             if (two_tiles && two_panels) _tile_dpbf16ps(1, 4, 7);
             _tile_loadd(5, x1 + (size_t)k * 2, ldx);
             _tile_dpbf16ps(2, 5, 6);
             if (two_panels) _tile_dpbf16ps(3, 5, 7);
+            /* the lines of y that will be written come while the sums are made */
+            for (int i = 0; i < per_run && line < j->n; i++, line++) {
+                _m_prefetchw(j->y + (size_t)line * j->ldy);
+                if (two_panels) _m_prefetchw(j->y + (size_t)line * j->ldy + SH_LANES);
+            }
             for (int r = 0; r < j->n_next; r++)
                 _mm_prefetch(j->next + (size_t)r * j->ldx + (size_t)k * 2, _MM_HINT_T1);
         }
@@ -256,6 +270,116 @@ static void four_parts(tiles_fn *make, uint8_t *room, float *y, size_t ldy, cons
         }
 }
 
+/* ---- many k's in slices, weights that are tiles already ---- */
+
+/* A square of 32 by 32 outputs whose sums come from and go to `at`. */
+typedef struct square {
+    const char *x[2]; /* its first and its 17th token at the chunk's first k */
+    size_t ldx;
+    const uint8_t *b[2]; /* the panels' tiles of the chunk */
+    int n_run;           /* runs of k's in the chunk */
+    tile_sums *at;       /* (4) */
+    bool first;          /* the sums begin here */
+} square;
+
+INLINE void square_chunk(const square *q)
+{
+    const char *x0 = q->x[0], *x1 = q->x[1];
+    const uint8_t *b0 = q->b[0], *b1 = q->b[1];
+    if (q->first) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, q->at[0], 64);
+        _tile_loadd(1, q->at[1], 64);
+        _tile_loadd(2, q->at[2], 64);
+        _tile_loadd(3, q->at[3], 64);
+    }
+    for (int i = 0; i < q->n_run;
+         i++, x0 += SH_RUN * 2, x1 += SH_RUN * 2, b0 += TILE_BYTES, b1 += TILE_BYTES) {
+        _tile_stream_loadd(6, b0, 64);
+        _tile_loadd(4, x0, q->ldx);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_stream_loadd(7, b1, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, x1, q->ldx);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, q->at[0], 64);
+    _tile_stored(1, q->at[1], 64);
+    _tile_stored(2, q->at[2], 64);
+    _tile_stored(3, q->at[3], 64);
+}
+
+/* left += right, as the canonical tree adds */
+INLINE void add_square(tile_sums *left, tile_sums *right)
+{
+    float *l = left[0][0], *r = right[0][0];
+    for (int i = 0; i < 4 * SH_LANES * SH_LANES; i += SH_LANES)
+        _mm512_store_ps(l + i, _mm512_add_ps(_mm512_load_ps(l + i), _mm512_load_ps(r + i)));
+}
+
+/* Up to 32 tokens by up to SQUARES panels; tiles: those of all k's from the first slice's first.
+ * Before a slice's last chunk is over its sums stand in the level of the tree that is free; then
+ * they are added to the subtrees to their left. */
+static void squares(float *y, size_t ldy, const sh_mat *w, int panel, int n_panel, int slice_lo,
+                    int slice_hi, const uint8_t **tiles, const char *x, size_t ldx, int n_tok)
+{
+    _Alignas(64)
+        tile_sums level[4][SQUARES / 2][4]; /* 8 slices: 3 subtrees wait, a fourth is made */
+    int depth = 0, k_lo = w->kd.kp[slice_lo];
+    for (int s = slice_lo; s < slice_hi; s++) {
+        int k = w->kd.kp[s], slice_end = w->kd.kp[s + 1], n_add = 0;
+        while ((s - slice_lo) >> n_add & 1) n_add++;
+        do {
+            int end = k + CHUNK < slice_end ? k + CHUNK : slice_end;
+            for (int p = 0; p < n_panel; p += 2) {
+                const char *first = x + (size_t)(k - k_lo) * 2;
+                size_t at = (size_t)(k - k_lo) * 32;
+                square_chunk(
+                    &(square){.x = {first, n_tok > 16 ? first + 16 * ldx : first},
+                              .ldx = ldx,
+                              .b = {tiles[p] + at, tiles[p + 1 < n_panel ? p + 1 : p] + at},
+                              .n_run = (end - k) / SH_RUN,
+                              .at = level[depth][p / 2],
+                              .first = k == w->kd.kp[s]});
+                for (int i = 0; end == slice_end && i < n_add; i++)
+                    add_square(level[depth - i - 1][p / 2], level[depth - i][p / 2]);
+            }
+            k = end;
+        } while (k < slice_end);
+        depth += 1 - n_add;
+    }
+    for (int p = 0; p < n_panel; p++)
+        for (int t = 0; t < n_tok; t++)
+            _mm512_mask_storeu_ps(y + (size_t)t * ldy + (size_t)p * SH_LANES,
+                                  panel_rows(w, panel + p),
+                                  _mm512_load_ps(level[0][p / 2][t / 16 * 2 + p % 2][t % 16]));
+}
+
+/* SQUARES panels stay in the second-level cache while all tokens pass by. */
+static void many_slices(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
+                        int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
+{
+    int k_lo = w->kd.kp[slice_lo];
+    for (int p = panel_lo, n; p < panel_hi; p += n) {
+        const uint8_t *tiles[SQUARES];
+        n = panel_hi - p < SQUARES ? panel_hi - p : SQUARES;
+        for (int i = 0; i < n; i++)
+            tiles[i] = tiles_bf16(NULL, w, w->data + (size_t)(p + i) * w->panel_bytes, k_lo, 0);
+        for (int t = 0; t < n_tok; t += 32) {
+            int n_t = n_tok - t < 32 ? n_tok - t : 32;
+            if (t == 0 || n_t < 32) _tile_loadconfig(n_t > 16 ? &config[n_t - 16] : &both[n_t]);
+            squares(y + (size_t)t * ldy + (size_t)(p - panel_lo) * SH_LANES, ldy, w, p, n, slice_lo,
+                    slice_hi, tiles, x + (size_t)t * ldx, ldx, n_t);
+        }
+        _tile_release();
+    }
+}
+
 /* Not inlined: its buffer is only on the stack while it runs. */
 static __attribute__((noinline)) void run(tiles_fn *make, float *y, size_t ldy, const sh_mat *w,
                                           int panel_lo, int panel_hi, int slice_lo, int slice_hi,
@@ -266,6 +390,11 @@ static __attribute__((noinline)) void run(tiles_fn *make, float *y, size_t ldy, 
     if (bytes <= PART_BYTES || slice_hi - slice_lo < 4) {
         part(make, room, false, y + (size_t)panel_lo * SH_LANES, ldy, w, panel_lo, panel_hi,
              slice_lo, slice_hi, x, ldx, n_tok);
+        return;
+    }
+    if (make == tiles_bf16) {
+        many_slices(y + (size_t)panel_lo * SH_LANES, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi,
+                    x, ldx, n_tok);
         return;
     }
     for (int t = 0; t < n_tok; t += MANY)
