@@ -71,7 +71,7 @@ typedef struct sh_tokenizer_kind {
 } sh_tokenizer_kind;
 
 extern const sh_tokenizer_kind *const sh_tokenizer_kinds[]; /* ends with NULL */
-extern const sh_tokenizer_kind sh_tokenizer_spm;
+extern const sh_tokenizer_kind sh_tokenizer_spm, sh_tokenizer_bpe;
 
 struct sh_tokenizer {
     const sh_tokenizer_kind *kind;

@@ -11,6 +11,7 @@
 
 const sh_tokenizer_kind *const sh_tokenizer_kinds[] = {
     &sh_tokenizer_spm,
+    &sh_tokenizer_bpe,
     NULL,
 };
 

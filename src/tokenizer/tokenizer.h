@@ -31,7 +31,8 @@ bool sh_tokenizer_is_end(const sh_tokenizer *t, uint32_t id);
 
 /** Tokens of n bytes of text (any bytes; invalid UTF-8 goes through byte fallback), with flags of
  *  SH_TOK_. *ids is malloc'ed, *n_ids of them; free(*ids). n log n in the text.
- *  SH_EARG: the text has more than 512 MiB. */
+ *  SH_EARG: the text has more than 512 MiB, or a character in no token while there is no unknown
+ *  token. */
 sh_err sh_tokenizer_encode(const sh_tokenizer *t, const char *text, size_t n, int flags,
                            uint32_t **ids, size_t *n_ids);
 

@@ -1,10 +1,12 @@
-/* Fuzz target: any bytes as a GGUF file. Accepted ones are walked through as their users do. */
+/* Fuzz target: any bytes as a GGUF file. Accepted ones are walked through as their users do, and
+ * their tokenizer, if they have a good one, reads a text. */
 #define _GNU_SOURCE
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "formats/formats.h"
+#include "tokenizer/tokenizer.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
@@ -43,6 +45,23 @@ static void walk(const sh_model_file *m)
     sh_model_file_hash(m, hash);
 }
 
+static void tokenize(const sh_model_file *m)
+{
+    static const char text[] = "ab <s>\xc3\xa4 aab\n\xff b";
+    sh_tokenizer *t;
+    uint32_t *id;
+    size_t n;
+    sh_err err = sh_tokenizer_open(&t, m);
+    if (err != SH_OK && err != SH_EFILE) abort();
+    if (err == SH_EFILE) return;
+    err = sh_tokenizer_encode(t, text, sizeof text - 1, SH_TOK_BOS | SH_TOK_SPECIAL, &id, &n);
+    if (err != SH_OK && err != SH_EARG) abort();
+    for (size_t i = 0; i < n; i++)
+        if (id[i] >= (uint32_t)sh_tokenizer_n_vocab(t)) abort();
+    free(id);
+    sh_tokenizer_close(t);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     sh_model_file *m = calloc(1, sizeof *m);
@@ -52,6 +71,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     sh_err err = sh_model_file_parse(m);
     if (err == SH_OK) {
         walk(m);
+        tokenize(m);
     } else if (err != SH_EFILE || strncmp(sh_err_message(), "fuzz.gguf: ", 11) != 0) {
         abort();
     }

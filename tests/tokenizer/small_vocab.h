@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tokenizer/byte_chars.h"
 #include "tokenizer/tokenizer.h"
 
 enum { SMALL_MAX = 1024, NORMAL = 1, UNKNOWN, CONTROL, USER, UNUSED, BYTE };
@@ -20,6 +21,9 @@ typedef struct small_vocab {
     size_t n, n_score, n_type;      /* n_score and n_type follow n until a test changes them */
     int64_t bos, eos, eot, unknown; /* -1: the key is left out */
     int space_prefix, add_bos;      /* the same */
+    sh_str merge[SMALL_MAX];        /* where the kind is gpt2 */
+    size_t n_merge;                 /* SIZE_MAX: the key is left out */
+    const char *pre;                /* NULL: the same */
 } small_vocab;
 
 static inline void small_add(small_vocab *v, const char *spelling, size_t n, float score, int type)
@@ -58,10 +62,35 @@ static inline void small_init(small_vocab *v, bool bytes)
     }
 }
 
+/* The 256 bytes in the alphabet of byte-level BPE as 0 to 255; no control tokens. */
+static inline void small_init_bpe(small_vocab *v, bool bytes)
+{
+    char name[SH_BYTE_CHAR_MAX];
+    *v = (small_vocab){.kind = "gpt2",
+                       .bos = -1,
+                       .eos = -1,
+                       .eot = -1,
+                       .unknown = -1,
+                       .space_prefix = -1,
+                       .add_bos = -1};
+    for (int b = 0; bytes && b < 256; b++)
+        small_add(v, name, sh_byte_char(name, (uint8_t)b), 0, NORMAL);
+}
+
+static inline void small_merge(small_vocab *v, const char *merge, size_t n)
+{
+    char *copy = malloc(n + 1);
+    if (!copy || v->n_merge == SMALL_MAX) abort();
+    memcpy(copy, merge, n);
+    copy[n] = 0;
+    v->merge[v->n_merge++] = (sh_str){copy, n};
+}
+
 static inline void small_free(small_vocab *v)
 {
     for (size_t i = 0; i < v->n; i++) free((char *)v->token[i].p);
-    v->n = 0;
+    for (size_t i = 0; i < v->n_merge; i++) free((char *)v->merge[i].p);
+    v->n = v->n_merge = 0;
 }
 
 static inline sh_err small_write(const small_vocab *v, const char *path)
@@ -73,6 +102,9 @@ static inline sh_err small_write(const small_vocab *v, const char *path)
     if (v->n) sh_gguf_put_strs(w, "tokenizer.ggml.tokens", v->token, v->n);
     if (v->n_score) sh_gguf_put_f32s(w, "tokenizer.ggml.scores", v->score, v->n_score);
     if (v->n_type) sh_gguf_put_i32s(w, "tokenizer.ggml.token_type", v->type, v->n_type);
+    if (strcmp(v->kind ? v->kind : "", "gpt2") == 0 && v->n_merge != SIZE_MAX)
+        sh_gguf_put_strs(w, "tokenizer.ggml.merges", v->merge, v->n_merge);
+    if (v->pre) sh_gguf_put_str(w, "tokenizer.ggml.pre", v->pre, strlen(v->pre));
     if (v->bos >= 0) sh_gguf_put_u32(w, "tokenizer.ggml.bos_token_id", (uint32_t)v->bos);
     if (v->eos >= 0) sh_gguf_put_u32(w, "tokenizer.ggml.eos_token_id", (uint32_t)v->eos);
     if (v->eot >= 0) sh_gguf_put_u32(w, "tokenizer.ggml.eot_token_id", (uint32_t)v->eot);

@@ -11,74 +11,22 @@
 #include <cmocka.h>
 
 #include "check_ids.h"
+#include "golden.h"
 #include "small_vocab.h"
 #include "tokenizer/utf8.h"
 
 /* --- another engine's ids --- */
 
-static char *shared_path(const char *name)
-{
-    const char *shared = getenv("SHOAL_SHARED"), *root = getenv("SHOAL_SOURCE_ROOT");
-    char *path;
-    int n = shared ? asprintf(&path, "%s/%s", shared, name)
-                   : asprintf(&path, "%s/../shared/%s", root ? root : ".", name);
-    assert_true(n > 0);
-    return path;
-}
-
-/* Texts stand between lines of __ggml_vocab_test__; the newline before such a line is not theirs.
- * Each has one line of ids in the other file. */
 static void golden(void **state)
 {
-    static const char end[] = "\n__ggml_vocab_test__\n";
-    char *name[3], *in = NULL, *out = NULL, *line;
-    size_t n_in, n_out, n_text = 0;
-    sh_model_file *m;
-    sh_tokenizer *t;
     (void)state;
-    name[0] = shared_path("tokenizers/ggml-vocab-llama-spm.gguf");
-    name[1] = shared_path("tokenizers/ggml-vocab-llama-spm.gguf.inp");
-    name[2] = shared_path("tokenizers/ggml-vocab-llama-spm.gguf.out");
-    if (access(name[0], R_OK) != 0) {
-        print_message("# golden ids are not checked: %s is not there\n", name[0]);
-        for (int i = 0; i < 3; i++) free(name[i]);
-        return; /* cmocka writes skip() as "not ok" in TAP */
-    }
-    assert_int_equal(sh_model_file_open(&m, name[0]), SH_OK);
-    assert_int_equal(sh_tokenizer_open(&t, m), SH_OK);
-    sh_model_file_close(m); /* nothing is borrowed from it */
+    sh_tokenizer *t = open_golden("llama-spm");
+    if (!t) return;
     assert_int_equal(sh_tokenizer_n_vocab(t), 32000);
     assert_int_equal(sh_tokenizer_bos(t), 1);
     assert_true(sh_tokenizer_is_end(t, 2) && !sh_tokenizer_is_end(t, 1));
-    assert_int_equal(sh_file_read_text(&in, &n_in, name[1], 1 << 20), SH_OK);
-    assert_int_equal(sh_file_read_text(&out, &n_out, name[2], 1 << 20), SH_OK);
-    line = out;
-    for (char *p = in, *q; (q = strstr(p, end)); p = q + strlen(end), n_text++) {
-        uint32_t *id;
-        size_t n_id;
-        assert_int_equal(sh_tokenizer_encode(t, p, (size_t)(q - p), 0, &id, &n_id), SH_OK);
-        for (size_t i = 0; i < n_id; i++) {
-            char *rest;
-            unsigned long want = strtoul(line, &rest, 10);
-            if (rest == line || want != id[i])
-                fail_msg("text %zu, token %zu: %u, not %lu", n_text, i, id[i], want);
-            line = rest;
-        }
-        line += strspn(line, " ");
-        if (*line != '\n') fail_msg("text %zu: tokens are missing before '%.20s'", n_text, line);
-        line++;
-        char *back = small_decode(t, id, n_id, &n_out);
-        if (q > p) assert_memory_equal(back + 1, p, n_out - 1);
-        assert_int_equal(n_out, q > p ? q - p + 1 : 0);
-        free(back);
-        free(id);
-    }
-    assert_int_equal(*line, 0);
-    assert_int_equal(n_text, 46);
+    check_golden(t, "llama-spm");
     sh_tokenizer_close(t);
-    free(in);
-    free(out);
-    for (int i = 0; i < 3; i++) free(name[i]);
 }
 
 /* --- a slow and plain tokenizer --- */
