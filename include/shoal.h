@@ -41,7 +41,7 @@ typedef struct shoal_options {
     int n_slot;   /* sequences at once; 0: 8 */
     int n_batch;  /* prompt tokens in one step; 0: 512 */
     int n_thread; /* per rank; 0: this host's cores shared out among ranks and local nodes */
-    int n_rank;   /* tensor-parallel ranks of a stage, 1 to 8; 0: 1 */
+    int n_rank;   /* tensor-parallel ranks of a stage, 1 to 8; 0: 1, or those of mpirun */
     int n_ring;   /* nodes of a ring on this host, started by shoal_open; 0: 1 */
     const char *nodes; /* JSON file of a ring over hosts; NULL: none */
     const char *arith; /* arithmetic of prompts: "auto", "int8", "bf16"; NULL: auto */
@@ -189,10 +189,6 @@ typedef struct shoal_worker_options {
 /** A node of a ring: serves starters, one after the other, until stop_fd says stop.
  *  SHOAL_EARG: the port is in use; other codes as shoal_open. */
 shoal_err shoal_worker(const shoal_worker_options *opt);
-
-/** A rank of a group, started by shoal itself with the number of a descriptor; returns when its
- * group ends. */
-shoal_err shoal_rank(int rank, int fd);
 
 #ifdef __cplusplus
 }

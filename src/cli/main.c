@@ -8,10 +8,14 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "comm/group.h"
 
 const sh_command *const sh_commands[] = {
-    &sh_command_run,      &sh_command_bench,    &sh_command_worker, &sh_command_inspect,
-    &sh_command_tokenize, &sh_command_quantize, &sh_command_rank,   NULL,
+    &sh_command_run,      &sh_command_bench,
+    &sh_command_worker,   &sh_command_inspect,
+    &sh_command_tokenize, &sh_command_quantize,
+    &sh_command_rank,     &sh_command_prepare,
+    &sh_command_train,    NULL,
 };
 
 static void print_help(FILE *out)
@@ -73,12 +77,10 @@ static int finish(const char *command, int status)
     return sh_exit(command, sh_fail(SH_ESYS, "cannot write to stdout: %s", strerror(errno)));
 }
 
-int main(int argc, char **argv)
+static int command(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "";
     const sh_command *c = find(name);
-    keep_standard_streams();
-    signal(SIGPIPE, SIG_IGN); /* a write then fails with EPIPE */
     if (c) return finish(name, c->main(argc - 1, argv + 1));
     if (strcmp(name, "--version") == 0) {
         puts("shoal " SHOAL_VERSION);
@@ -93,4 +95,33 @@ int main(int argc, char **argv)
         return 2;
     }
     return sh_exit(NULL, fail_unknown(name));
+}
+
+/* A rank > 0 under mpirun: joins each group that rank 0 opens. What goes wrong is told by rank 0.
+ */
+static int follow(int rank)
+{
+    bool more;
+    char number[16];
+    sh_err err;
+    snprintf(number, sizeof number, "%d", rank);
+    signal(SIGINT, SIG_IGN); /* rank 0 decides what they mean */
+    signal(SIGTERM, SIG_IGN);
+    while ((err = sh_mpi_next(&more)) == SH_OK && more)
+        sh_command_rank.main(3, (char *[]){"rank", number, "-1", NULL});
+    return sh_exit(NULL, err);
+}
+
+int main(int argc, char **argv)
+{
+    int rank, status;
+    keep_standard_streams();
+    signal(SIGPIPE, SIG_IGN); /* a write then fails with EPIPE */
+    sh_err err = sh_mpi_start(&rank);
+    if (err != SH_OK)
+        status = rank == 0 ? sh_exit(NULL, err) : 0; /* said once on each host */
+    else
+        status = rank == 0 ? command(argc, argv) : follow(rank);
+    sh_mpi_stop();
+    return status;
 }

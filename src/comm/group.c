@@ -18,6 +18,22 @@ int sh_tree_roots(sh_range s, sh_range root[SH_MAX_ROOT])
     return n;
 }
 
+void sh_roots_make(sh_roots *t, int n_rank)
+{
+    t->n_rank = n_rank;
+    for (int r = 0; r < n_rank; r++) t->n[r] = sh_tree_roots(sh_rank_slices(r, n_rank), t->root[r]);
+}
+
+bool sh_roots_find(const sh_roots *t, sh_range r, int *rank, int *root)
+{
+    for (*rank = 0; *rank < t->n_rank; ++*rank)
+        for (*root = 0; *root < t->n[*rank]; ++*root) {
+            sh_range have = t->root[*rank][*root];
+            if (have.lo == r.lo && have.hi == r.hi) return true;
+        }
+    return false;
+}
+
 static void sum_range(float *y, size_t at, size_t n, sh_range r, sh_part_fn *part, const void *arg)
 {
     const float *p = part(arg, r);
@@ -37,9 +53,26 @@ void sh_tree_sum(float *y, size_t at, size_t n, sh_part_fn *part, const void *ar
     sum_range(y, at, n, (sh_range){0, 8}, part, arg);
 }
 
+void sh_tree_add(float *x, size_t at, size_t n, sh_part_fn *part, const void *arg)
+{
+    float sum[SH_SUM_BLOCK];
+    for (size_t end = at + n; at < end; at += SH_SUM_BLOCK) {
+        size_t m = end - at < SH_SUM_BLOCK ? end - at : SH_SUM_BLOCK;
+        sh_tree_sum(sum, at, m, part, arg);
+        for (size_t i = 0; i < m; i++) x[at + i] += sum[i];
+    }
+}
+
+void sh_put_columns(float *y, size_t ldy, const float *part, sh_range col, int n_row)
+{
+    size_t width = (size_t)sh_range_n(col);
+    for (size_t i = 0; i < (size_t)n_row; i++)
+        memcpy(y + i * ldy + col.lo, part + i * width, width * sizeof *y);
+}
+
 sh_err sh_group_sum(sh_group *g, float *y, size_t n)
 {
-    SH_TRY(sh_group_meet(g));
+    SH_TRY(sh_group_meet(g, n));
     memset(y, 0, n * sizeof *y);
     sh_group_add_sum(g, y, 0, n);
     return SH_OK;
@@ -62,7 +95,7 @@ static sh_err self_open(sh_group **out, const sh_group_options *opt)
     self_group *g;
     if (opt->n_rank != 1) return sh_fail(SH_EARG, "a group without transport has one rank");
     SH_TRY(sh_alloc(&g, 1, sizeof *g, "the group"));
-    g->base = (sh_group){.ops = &sh_group_self, .n_rank = 1};
+    g->base = (sh_group){.ops = &sh_group_self, .n_rank = 1, .n_here = 1};
     sh_err err = sh_alloc(&g->part, opt->part_floats, sizeof(float), "the group's buffer");
     if (err != SH_OK) {
         self_close(&g->base);
@@ -81,9 +114,9 @@ static float *self_part(sh_group *g, int root)
     (void)root;
     return ((self_group *)g)->part;
 }
-static sh_err self_meet(sh_group *g)
+static sh_err self_meet(sh_group *g, size_t n)
 {
-    (void)g;
+    (void)g, (void)n;
     return SH_OK;
 }
 static void self_add_sum(const sh_group *g, float *x, size_t at, size_t n)
@@ -93,9 +126,7 @@ static void self_add_sum(const sh_group *g, float *x, size_t at, size_t n)
 }
 static sh_err self_gather(sh_group *g, float *y, size_t ldy, const sh_range *col, int n_row)
 {
-    size_t n = (size_t)sh_range_n(col[0]);
-    for (size_t i = 0; i < (size_t)n_row; i++)
-        memcpy(y + i * ldy, ((self_group *)g)->part + i * n, n * sizeof *y);
+    sh_put_columns(y, ldy, ((self_group *)g)->part, col[0], n_row);
     return SH_OK;
 }
 static sh_err self_bcast(sh_group *g, void *p, size_t cap, size_t *n)
@@ -116,11 +147,15 @@ const sh_group_ops sh_group_self = {
     .bcast = self_bcast,
 };
 
-const sh_group_ops *const sh_group_transports[] = {&sh_group_self, &sh_group_shm, NULL};
+const sh_group_ops *const sh_group_transports[] = {&sh_group_self, &sh_group_shm, &sh_group_mpi,
+                                                   NULL};
 
 sh_err sh_group_open(sh_group **out, const sh_group_options *opt)
 {
-    const char *scheme = opt->scheme ? opt->scheme : opt->n_rank == 1 ? "self" : "shm";
+    const char *scheme = opt->scheme        ? opt->scheme
+                         : opt->n_rank == 1 ? "self"
+                         : sh_mpi_started() ? "mpi"
+                                            : "shm";
     *out = NULL;
     if (opt->n_rank < 1 || opt->n_rank > SH_MAX_RANK)
         return sh_fail(SH_EARG, "%d ranks: give 1 to %d per stage; for more, add stages (--ring)",
@@ -129,4 +164,9 @@ sh_err sh_group_open(sh_group **out, const sh_group_options *opt)
         if (strcmp(sh_group_transports[i]->scheme, scheme) == 0)
             return sh_group_transports[i]->open(out, opt);
     return sh_fail(SH_EARG, "no group transport is called '%s'", scheme);
+}
+
+sh_err sh_group_join(sh_group **out, int rank, int fd)
+{
+    return fd < 0 ? sh_group_mpi.join(out, rank, fd) : sh_group_shm.join(out, rank, fd);
 }

@@ -47,8 +47,7 @@ typedef struct shm_group {
     shared *s;
     uint32_t op; /* collectives begun */
     int fd;
-    sh_range root[SH_MAX_RANK][SH_MAX_ROOT];
-    int n_root[SH_MAX_RANK];
+    sh_roots roots;
     pid_t pid[SH_MAX_RANK]; /* on rank 0 */
     char lost[160];         /* on rank 0: the sentence about a rank that was lost */
 } shm_group;
@@ -150,10 +149,10 @@ static sh_err new_group(shm_group **out, int rank, int n_rank)
 {
     shm_group *g;
     SH_TRY(sh_alloc(&g, 1, sizeof *g, "the group"));
-    g->base = (sh_group){.ops = &sh_group_shm, .rank = rank, .n_rank = n_rank};
+    g->base = (sh_group){
+        .ops = &sh_group_shm, .rank = rank, .n_rank = n_rank, .here = rank, .n_here = n_rank};
     g->fd = -1;
-    for (int r = 0; r < n_rank; r++)
-        g->n_root[r] = sh_tree_roots(sh_rank_slices(r, n_rank), g->root[r]);
+    sh_roots_make(&g->roots, n_rank);
     *out = g;
     return SH_OK;
 }
@@ -251,15 +250,13 @@ static float *shm_part(sh_group *base, int root)
 static const float *find_part(const void *arg, sh_range r)
 {
     const shm_group *g = arg;
-    for (int rank = 0; rank < g->base.n_rank; rank++)
-        for (int i = 0; i < g->n_root[rank]; i++)
-            if (g->root[rank][i].lo == r.lo && g->root[rank][i].hi == r.hi)
-                return part_of(g->s, rank, g->op, i);
-    return NULL;
+    int rank, i;
+    return sh_roots_find(&g->roots, r, &rank, &i) ? part_of(g->s, rank, g->op, i) : NULL;
 }
 
-static sh_err shm_meet(sh_group *base)
+static sh_err shm_meet(sh_group *base, size_t n)
 {
+    (void)n; /* the others read them where they were written */
     shm_group *g = (shm_group *)base;
     arrive(g, ++g->op);
     return wait_all(g, g->op);
@@ -267,12 +264,7 @@ static sh_err shm_meet(sh_group *base)
 
 static void shm_add_sum(const sh_group *base, float *x, size_t at, size_t n)
 {
-    float sum[SH_SUM_BLOCK];
-    for (size_t end = at + n; at < end; at += SH_SUM_BLOCK) {
-        size_t m = end - at < SH_SUM_BLOCK ? end - at : SH_SUM_BLOCK;
-        sh_tree_sum(sum, at, m, find_part, base);
-        for (size_t i = 0; i < m; i++) x[at + i] += sum[i];
-    }
+    sh_tree_add(x, at, n, find_part, base);
 }
 
 static sh_err shm_gather(sh_group *base, float *y, size_t ldy, const sh_range *col, int n_row)
@@ -282,10 +274,7 @@ static sh_err shm_gather(sh_group *base, float *y, size_t ldy, const sh_range *c
     if (base->rank == 0) {
         for (int r = 0; r < base->n_rank; r++) {
             if (r != 0) SH_TRY(wait_rank(g, r, op));
-            const float *part = part_of(g->s, r, op, 0);
-            size_t width = (size_t)sh_range_n(col[r]);
-            for (size_t i = 0; i < (size_t)n_row; i++)
-                memcpy(y + i * ldy + col[r].lo, part + i * width, width * sizeof *y);
+            sh_put_columns(y, ldy, part_of(g->s, r, op, 0), col[r], n_row);
         }
     }
     arrive(g, op);

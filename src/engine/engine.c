@@ -9,6 +9,7 @@
 #include "base/cpu.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "comm/group.h"
 #include "comm/ring.h"
 #include "engine/launch.h"
 #include "engine/measure.h"
@@ -92,22 +93,26 @@ static sh_err set_options(shoal *s, const shoal_options *opt, const sh_config *c
     if (!o->n_ctx) o->n_ctx = c->n_ctx_train < 4096 ? c->n_ctx_train : 4096;
     if (!o->n_slot) o->n_slot = 8;
     if (!o->n_batch) o->n_batch = 512;
-    if (!o->n_rank) o->n_rank = 1;
     if (!o->n_ring) o->n_ring = 1;
     if (o->n_batch > o->n_ctx) o->n_batch = o->n_ctx;
     if (o->n_ctx < 1 || o->n_ctx > 1 << 28)
         return sh_fail(SH_EARG, "a context of %d positions: give 1 or more (-c)", o->n_ctx);
+    if (o->n_ctx > c->n_ctx_max)
+        return sh_fail(SH_EARG,
+                       "a context of %d positions; the model has learned %d and no others: give at "
+                       "most %d (-c)",
+                       o->n_ctx, c->n_ctx_max, c->n_ctx_max);
     if (o->n_slot < 1 || o->n_slot > 256)
         return sh_fail(SH_EARG, "%d sequences at once: give 1 to 256 (-np)", o->n_slot);
     if (o->n_batch < 1 || o->n_batch > 65536)
         return sh_fail(SH_EARG, "a batch of %d tokens: give 1 to 65536 (-b)", o->n_batch);
-    if (o->n_rank < 1 || o->n_rank > SH_MAX_RANK)
-        return sh_fail(SH_EARG,
-                       "%d ranks: give 1 to %d per stage (--tp); for more, add stages (--ring)",
-                       o->n_rank, SH_MAX_RANK);
+    SH_TRY(sh_group_count(&o->n_rank, "--tp"));
     if (o->n_ring < 1 || o->n_ring > SH_MAX_LOCAL + 1)
         return sh_fail(SH_EARG, "a ring of %d nodes on one host: give 1 to %d (--ring)", o->n_ring,
                        SH_MAX_LOCAL + 1);
+    if (o->n_ring > 1 && sh_mpi_started())
+        return sh_fail(SH_EARG, "mpirun has started ranks of one stage: for more stages start "
+                                "workers and give --nodes instead of --ring");
     if (o->n_ring > 1 && o->nodes) return sh_fail(SH_EARG, "give --ring or --nodes, not both");
     int kv = sh_dtype_by_name(o->kv ? o->kv : "f16");
     if (kv != SH_F16 && kv != SH_F32 && kv != SH_BF16)
@@ -157,12 +162,12 @@ static sh_err join_ring(shoal *s, const sh_config *c, const sh_range *layer, con
 }
 
 /* Threads of each rank, and the logical CPUs they may be tied to. */
-static int share_cores(const shoal_options *o, int *cpu, int max, int *n_cpu)
+static int share_cores(const shoal_options *o, sh_node_options *no)
 {
-    int n_process = o->n_rank * o->n_ring;
-    *n_cpu = sh_cpu_cores(cpu, max);
+    no->n_cpu = sh_group_cores(o->n_rank, no->cpu, 64, &no->n_here);
+    int n_process = no->n_here * o->n_ring;
     if (o->n_thread) return o->n_thread;
-    return *n_cpu / n_process > 0 ? *n_cpu / n_process : 1;
+    return no->n_cpu / n_process > 0 ? no->n_cpu / n_process : 1;
 }
 
 /* All nodes are on this host: whether they fit, before any is started. */
@@ -186,7 +191,7 @@ static sh_err open_nodes(shoal *s, const sh_config *c, const sh_model_file *m)
     uint8_t hash[16];
     sh_range layer[SH_MAX_STAGE];
     sh_node_options no = {.path = s->opt.model, .n_rank = s->opt.n_rank, .kv = s->kv};
-    no.n_thread = s->opt.n_thread = share_cores(&s->opt, no.cpu, 64, &no.n_cpu);
+    no.n_thread = s->opt.n_thread = share_cores(&s->opt, &no);
     if (s->opt.nodes) SH_TRY(sh_nodes_read(&s->nodes, s->opt.nodes));
     s->n_stage = s->opt.nodes ? s->nodes.n_secondary + 1 : s->opt.n_ring;
     if (s->n_stage > SH_MAX_STAGE)
@@ -196,8 +201,7 @@ static sh_err open_nodes(shoal *s, const sh_config *c, const sh_model_file *m)
     if (s->opt.n_ring > 1)
         SH_TRY(sh_local_start(&s->local, &s->nodes, &s->opt, s->opt.n_ring - 1, no.n_thread, no.cpu,
                               no.n_cpu));
-    if (no.n_cpu < no.n_thread * s->opt.n_rank * s->opt.n_ring)
-        no.n_cpu = 0; /* not enough for all */
+    if (no.n_cpu < no.n_thread * no.n_here * s->opt.n_ring) no.n_cpu = 0; /* not enough for all */
     memcpy(s->cpu, no.cpu, sizeof s->cpu);
     s->n_cpu = no.n_cpu;
     if (s->n_stage > 1) {
@@ -311,6 +315,9 @@ shoal_err shoal_measure(const shoal *s, shoal_ceiling *out)
 {
     int n_thread = s->opt.n_thread * s->opt.n_rank * s->opt.n_ring;
     sh_measured m;
+    if (sh_mpi_started())
+        return out_err(sh_fail(SH_EARG, "the ceilings of ranks under mpirun are not known: measure "
+                                        "the ranks of one host, with --tp"));
     sh_err err = sh_measure(&m, n_thread, s->n_cpu >= n_thread ? s->cpu : NULL);
     if (err != SH_OK) return out_err(err);
     *out =
@@ -560,7 +567,7 @@ static sh_err launch(shoal *s, sh_flight *f)
     s->stats.n_step++;
     if ((uint32_t)s->scheduler.n_flight > s->stats.max_in_flight)
         s->stats.max_in_flight = (uint32_t)s->scheduler.n_flight;
-    sh_node_embed(s->node, s->x, s->ids, (int)t);
+    sh_node_embed(s->node, step, s->ids, s->x);
     SH_TRY(sh_node_layers(s->node, step, s->x, s->ring ? NULL : s->logits));
     return s->ring ? sh_ring_send(s->ring, step, s->x) : take_logits(s, f);
 }

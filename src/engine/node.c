@@ -80,7 +80,7 @@ static size_t bcast_bytes(const sh_node *node)
 
 static bool enough_cpus(const sh_node_options *o)
 {
-    return o->n_cpu >= o->n_rank * o->n_thread;
+    return o->n_cpu >= o->n_here * o->n_thread;
 }
 
 /* Model file, sizes and plan: what is needed before the group can be opened. */
@@ -105,7 +105,7 @@ void sh_node_need(sh_need *need, const sh_node_options *o, const sh_config *c,
 {
     size_t n_tok = (size_t)o->n_batch, n_embd = (size_t)c->dim[SH_DIM_EMBD];
     size_t n_pos = ((size_t)o->n_ctx + SH_PAGE - 1) / SH_PAGE * SH_PAGE * (size_t)o->n_slot;
-    for (int r = 0; r < o->n_rank; r++) {
+    for (int r = 0; r < o->n_here; r++) { /* ranks are alike, whichever are on this host */
         sh_plan p;
         sh_plan_make(&p, c, m, o->stage, o->n_stage, o->layer, r, o->n_rank);
         size_t n_q = (size_t)sh_range_n(p.local[SH_DIM_Q]),
@@ -116,7 +116,7 @@ void sh_node_need(sh_need *need, const sh_node_options *o, const sh_config *c,
         /* activations as floats, and prepared in the forms of products; about */
         need->scratch_bytes += n_tok * (5 * n_embd + 3 * n_q + 2 * n_kv + 3 * n_ff) * sizeof(float);
     }
-    need->scratch_bytes += (size_t)o->n_rank * 2 * sizeof(float) *
+    need->scratch_bytes += (size_t)o->n_here * 2 * sizeof(float) *
                            sh_forward_part_floats(c, o->n_rank, o->n_batch, o->n_slot);
     if (o->stage == 0)
         need->scratch_bytes += (size_t)o->n_slot * (size_t)c->dim[SH_DIM_VOCAB] * sizeof(float);
@@ -136,13 +136,22 @@ sh_err sh_need_check(const sh_need *n, const char *model)
         (double)n->scratch_bytes / gib, (double)have / gib);
 }
 
+/* By the first rank on a host, for all there. */
+static sh_err check_need(const sh_node *node)
+{
+    sh_need need = {0};
+    sh_node_need(&need, &node->opt, &node->config, node->file);
+    return sh_need_check(&need, node->path);
+}
+
 /* Threads, weights, cache, scratch. */
 static sh_err load(sh_node *node)
 {
     const sh_node_options *o = &node->opt;
     bool bound = enough_cpus(o);
     SH_TRY(sh_kernels_init(&node->kernels, NULL));
-    SH_TRY(sh_pool_open(&node->pool, o->n_thread, bound ? o->cpu + node->rank * o->n_thread : NULL,
+    SH_TRY(sh_pool_open(&node->pool, o->n_thread,
+                        bound ? o->cpu + node->group->here * o->n_thread : NULL,
                         bound ? 20000 : 0));
     SH_TRY(sh_weights_load(&node->weights, &node->config, node->file, &node->plan, node->pool));
     SH_TRY(sh_kv_open(&node->kv, &node->plan, &node->config, o->kv, o->n_ctx, o->n_slot));
@@ -167,9 +176,7 @@ sh_err sh_node_open(sh_node **out, const sh_node_options *opt)
     *out = NULL;
     SH_TRY(sh_alloc(&node, 1, sizeof *node, "the node"));
     SH_GOTO(open_file(node, opt, 0));
-    sh_need need = {0};
-    sh_node_need(&need, opt, &node->config, node->file);
-    SH_GOTO(sh_need_check(&need, opt->path));
+    SH_GOTO(check_need(node));
     encode_options(opt, &blob);
     sh_group_options go = {.n_rank = opt->n_rank,
                            .part_floats = sh_forward_part_floats(&node->config, opt->n_rank,
@@ -252,9 +259,9 @@ sh_err sh_node_head(sh_node *node, const sh_step *step, float *x, float *logits)
     return run(node, DO_HEAD, step, x, logits);
 }
 
-void sh_node_embed(const sh_node *node, float *x, const uint32_t *ids, int n)
+void sh_node_embed(const sh_node *node, const sh_step *step, const uint32_t *ids, float *x)
 {
-    sh_forward_embed(&node->forward, x, ids, n);
+    sh_forward_embed(&node->forward, step, ids, x);
 }
 
 const sh_config *sh_node_config(const sh_node *node)
@@ -297,15 +304,20 @@ out:
     return err;
 }
 
-sh_err sh_node_follow(int rank, int fd)
+sh_err sh_node_follow(sh_group *g)
 {
     sh_node_options o;
     sh_node *node;
-    sh_err err;
-    SH_TRY(sh_alloc(&node, 1, sizeof *node, "the node"));
-    SH_GOTO(sh_group_shm.join(&node->group, rank, fd));
+    sh_err err = sh_alloc(&node, 1, sizeof *node, "the node");
+    if (err != SH_OK) {
+        sh_group_close(g);
+        return err;
+    }
+    node->group = g;
     SH_GOTO(decode_options(&o, node->group->blob, node->group->n_blob));
-    err = open_file(node, &o, rank);
+    sh_group_place(g, o.cpu, 64, &o.n_cpu, &o.n_here, &o.n_thread);
+    err = open_file(node, &o, g->rank);
+    if (err == SH_OK && g->here == 0) err = check_need(node);
     if (err == SH_OK) err = load(node);
     SH_GOTO(sh_group_ready(node->group, err));
     SH_GOTO(follow(node));

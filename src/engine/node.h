@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 
+#include "comm/group.h"
 #include "comm/step.h"
 #include "model/family.h"
 #include "model/plan.h"
@@ -14,10 +15,12 @@ typedef struct sh_node_options {
     int stage, n_stage;
     sh_range layer;
     int n_rank, n_thread; /* threads of each rank */
+    int n_here;           /* of the ranks, on this host */
     bool arith_bf16;
     sh_dtype kv;
     int n_ctx, n_slot, n_batch;
-    int cpu[64]; /* rank r's thread i is tied to cpu[r * n_thread + i], if there are enough */
+    int cpu[64]; /* of this host: thread i of its rank r is tied to cpu[r * n_thread + i], if there
+                  * are enough */
     int n_cpu;
 } sh_node_options;
 
@@ -46,13 +49,14 @@ sh_err sh_node_layers(sh_node *node, const sh_step *step, float *x, float *logit
 /** The logits alone, from activations that have gone round the ring. */
 sh_err sh_node_head(sh_node *node, const sh_step *step, float *x, float *logits);
 
-/** On the starter: x (n, n_embd) = embeddings of n ids. */
-void sh_node_embed(const sh_node *node, float *x, const uint32_t *ids, int n);
+/** On the starter: x (n_tok, n_embd) = the embeddings of the step's tokens, which are ids (n_tok).
+ */
+void sh_node_embed(const sh_node *node, const sh_step *step, const uint32_t *ids, float *x);
 
 const sh_config *sh_node_config(const sh_node *node);
 size_t sh_node_weight_bytes(const sh_node *node);
 
-/** Rank > 0: serves rank 0 until the group ends. fd: what rank 0 shares. */
-sh_err sh_node_follow(int rank, int fd);
+/** Rank > 0: serves rank 0 until the group ends, and closes it. */
+sh_err sh_node_follow(sh_group *g);
 
 #endif

@@ -9,6 +9,7 @@
 #include "base/cpu.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "comm/group.h"
 #include "comm/ring.h"
 #include "engine/node.h"
 #include "kernels/kernels.h"
@@ -124,13 +125,11 @@ shoal_err shoal_worker(const shoal_worker_options *opt)
     if (!opt->listen || !opt->model)
         return (shoal_err)sh_fail(
             SH_EARG, "a worker needs an address (--listen ADDR:PORT) and a model (-m FILE)");
-    w.base = (sh_node_options){.path = opt->model, .n_rank = opt->n_rank ? opt->n_rank : 1};
-    w.base.n_cpu = sh_cpu_cores(w.base.cpu, 64);
-    w.base.n_thread = opt->n_thread ? opt->n_thread : w.base.n_cpu / w.base.n_rank;
+    w.base = (sh_node_options){.path = opt->model, .n_rank = opt->n_rank};
+    SH_GOTO(sh_group_count(&w.base.n_rank, "--tp"));
+    w.base.n_cpu = sh_group_cores(w.base.n_rank, w.base.cpu, 64, &w.base.n_here);
+    w.base.n_thread = opt->n_thread ? opt->n_thread : w.base.n_cpu / w.base.n_here;
     if (w.base.n_thread < 1) w.base.n_thread = 1;
-    if (w.base.n_rank < 1 || w.base.n_rank > SH_MAX_RANK)
-        return (shoal_err)sh_fail(SH_EARG, "%d ranks: give 1 to %d (--tp)", w.base.n_rank,
-                                  SH_MAX_RANK);
     SH_GOTO(sh_node_addr_parse(&a, opt->listen));
     SH_GOTO(introduce(&w));
     SH_GOTO(sh_worker_listen(&w.link, &a, &w.self));
@@ -150,10 +149,4 @@ out:
     sh_step_free(&w.step);
     free(w.x);
     return (shoal_err)err;
-}
-
-shoal_err shoal_rank(int rank, int fd)
-{
-    (void)sh_cpu_features();
-    return (shoal_err)sh_node_follow(rank, fd);
 }

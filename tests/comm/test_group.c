@@ -1,5 +1,6 @@
 /* The shape of sums over ranks, and groups of 1 to 8 processes on shared memory. The other ranks
- * are this program again: sh_group_open starts $SHOAL_PROGRAM rank R FD. */
+ * are this program again: sh_group_open starts $SHOAL_PROGRAM rank R FD. With the argument `mpi` it
+ * is each rank under mpirun and tests those groups (e2e/mpi.py). */
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
@@ -36,6 +37,7 @@ typedef enum what {
     DIE,     /* the same, but `who` is killed halfway */
     REFUSE,  /* `who` cannot load */
     LEAVE,   /* `who` ends before it joins */
+    QUIT,    /* `who` closes the group halfway */
     WAIT,    /* wait for rank 0 */
 } what;
 
@@ -88,7 +90,7 @@ static sh_err do_sum(sh_group *g, uint64_t op)
         for (size_t i = 0; i < n; i++) part[i] = tree(op, root[r].lo, root[r].hi, i);
     }
     for (size_t i = 0; i < n; i++) y[i] = (float)i;
-    SH_TRY(sh_group_meet(g));
+    SH_TRY(sh_group_meet(g, n));
     for (size_t at = 0, m; at < n; at += m) { /* as threads share it out */
         m = 1 + mix(op, at) % (n - at);
         sh_group_add_sum(g, y, at, m);
@@ -144,6 +146,7 @@ static sh_err collect(sh_group *g, const orders *o)
     for (int i = 0; i < o->n_op; i++) {
         uint64_t op = mix(o->seed, 0) << 16 | (uint64_t)i;
         if (o->what == DIE && g->rank == o->who && i == o->n_op / 2) raise(SIGKILL);
+        if (o->what == QUIT && g->rank == o->who && i == o->n_op / 2) return SH_EEND;
         if (mix(op, 1) % 16 == (uint64_t)g->rank) usleep(300); /* one is late */
         switch (mix(op, 2) % 4) {
         case 0:
@@ -165,7 +168,7 @@ static int follow(int rank, int fd)
     sh_group *g;
     orders o;
     if (getenv("TEST_LEAVE") && atoi(getenv("TEST_LEAVE")) == rank) return 7;
-    if (sh_group_shm.join(&g, rank, fd) != SH_OK) return 3;
+    if (sh_group_join(&g, rank, fd) != SH_OK) return 3;
     if (g->n_blob != sizeof o) return 4;
     memcpy(&o, g->blob, sizeof o);
     if (o.what == REFUSE && rank != o.who) usleep(100000); /* the one that fails is the first */
@@ -174,9 +177,9 @@ static int follow(int rank, int fd)
         size_t n;
         uint8_t p[BCAST];
         if (o.what == WAIT) mine = sh_group_bcast(g, p, sizeof p, &n);
-        if (o.what == COLLECT || o.what == DIE) {
+        if (o.what == COLLECT || o.what == DIE || o.what == QUIT) {
             mine = collect(g, &o);
-            if (mine != SH_EPEER && sh_group_ready(g, mine) == SH_OK)
+            if (mine != SH_EPEER && mine != SH_EEND && sh_group_ready(g, mine) == SH_OK)
                 (void)sh_group_bcast(g, p, sizeof p, &n); /* rank 0 says when to leave */
         }
     }
@@ -354,6 +357,113 @@ static void test_bad_options(void **state)
     sh_group_close(NULL);
 }
 
+/* ---- under mpirun ---- */
+
+static int n_mpi; /* ranks */
+
+/* Groups one after the other, each doing as test_collectives has it. */
+static void collect_mpi(uint64_t seed, int spin)
+{
+    orders o = {COLLECT, 0, 120, seed};
+    sh_group *g = open_group(NULL, n_mpi, &o, spin);
+    assert_string_equal(g->ops->scheme, "mpi");
+    OK(sh_group_ready(g, SH_OK));
+    sh_err mine = collect(g, &o);
+    if (mine != SH_OK) print_message("# rank 0 of %d: %s\n", n_mpi, sh_err_message());
+    OK(sh_group_ready(g, mine));
+    size_t n = 0;
+    OK(sh_group_bcast(g, (char[]){0}, 0, &n));
+    sh_group_close(g);
+}
+
+static void test_mpi_collectives(void **state)
+{
+    (void)state;
+    collect_mpi(1, 0);
+    collect_mpi(2, 200);
+    collect_mpi(3, 20000);
+}
+
+static void test_mpi_refuses(void **state)
+{
+    (void)state;
+    for (int who = 1; who < n_mpi; who++) {
+        char text[64];
+        orders o = {REFUSE, who, 0, 0};
+        sh_group *g = open_group(NULL, n_mpi, &o, 0);
+        assert_int_equal(sh_group_ready(g, SH_OK), SH_EFILE);
+        snprintf(text, sizeof text, "rank %d of %d: the file is torn", who, n_mpi);
+        assert_string_equal(sh_err_message(), text);
+        sh_group_close(g);
+    }
+    orders o = {WAIT, 0, 0, 0};
+    sh_group *g = open_group(NULL, n_mpi, &o, 0);
+    assert_int_equal(sh_group_ready(g, sh_fail(SH_ENOMEM, "rank 0 is full")), SH_ENOMEM);
+    assert_string_equal(sh_err_message(), "rank 0 is full");
+    sh_group_close(g);
+}
+
+/* A rank, be it rank 0, that closes the group while the others wait for it. */
+static void test_mpi_quits(void **state)
+{
+    (void)state;
+    for (int who = 0; who < n_mpi; who++) {
+        char text[64];
+        orders o = {QUIT, who, 40, (uint64_t)who};
+        sh_group *g = open_group(NULL, n_mpi, &o, 100);
+        OK(sh_group_ready(g, SH_OK));
+        double start = now_s();
+        assert_int_equal(collect(g, &o), who == 0 ? SH_EEND : SH_EPEER);
+        snprintf(text, sizeof text, "rank %d of %d has ended its work", who, n_mpi);
+        if (who > 0 && !strstr(sh_err_message(), text))
+            fail_msg("%s: should say: %s", sh_err_message(), text);
+        sh_group_close(g);
+        assert_true(now_s() - start < 3);
+    }
+    collect_mpi(4, 0); /* nothing is left of all that */
+}
+
+static void test_mpi_options(void **state)
+{
+    sh_group *g, *other;
+    orders o = {WAIT, 0, 0, 0};
+    size_t n_byte = 0;
+    int n = 0;
+    (void)state;
+    OK(sh_group_count(&n, "--tp"));
+    assert_int_equal(n, n_mpi);
+    n = n_mpi + 1;
+    assert_int_equal(sh_group_count(&n, "--tp"), SH_EARG);
+    assert_int_equal(sh_group_open(&g, &(sh_group_options){.n_rank = n_mpi + 1}), SH_EARG);
+    g = open_group(NULL, n_mpi, &o, 0);
+    OK(sh_group_ready(g, SH_OK));
+    assert_int_equal(sh_group_open(&other, &(sh_group_options){.n_rank = n_mpi}), SH_EARG);
+    OK(sh_group_open(&other, &(sh_group_options){.n_rank = 1, .part_floats = 1}));
+    sh_group_close(other);
+    OK(sh_group_bcast(g, (char[]){0}, 0, &n_byte));
+    sh_group_close(g);
+}
+
+static int under_mpi(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mpi_options),
+        cmocka_unit_test(test_mpi_collectives),
+        cmocka_unit_test(test_mpi_refuses),
+        cmocka_unit_test(test_mpi_quits),
+    };
+    bool more;
+    int rank, status = 0;
+    if (sh_mpi_start(&rank) != SH_OK || !sh_mpi_started()) return 1;
+    if (rank == 0) {
+        if (sh_group_count(&n_mpi, "-n") != SH_OK) return 1;
+        status = cmocka_run_group_tests(tests, NULL, NULL);
+    }
+    while (rank > 0 && sh_mpi_next(&more) == SH_OK && more) status |= follow(rank, -1);
+    sh_mpi_stop();
+    return status;
+}
+
 /* ---- the canonical tree ---- */
 
 /* The fewest aligned powers of two that tile [lo, hi), by trying all first pieces. */
@@ -444,6 +554,7 @@ int main(int argc, char **argv)
 {
     static char path[4096];
     if (argc == 4 && strcmp(argv[1], "rank") == 0) return follow(atoi(argv[2]), atoi(argv[3]));
+    if (argc == 2 && strcmp(argv[1], "mpi") == 0) return under_mpi();
     if (readlink("/proc/self/exe", path, sizeof path - 1) <= 0) return 1;
     setenv("SHOAL_PROGRAM", path, 1);
     if (argc == 3 && strcmp(argv[1], "starter") == 0) return starter(atoi(argv[2]));
