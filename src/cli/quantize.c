@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "cli/cli.h"
 #include "formats/formats.h"
+#include "model/family.h"
 
 /* Per type: the number that other programs know in general.file_type, and the greatest magnitude
  * that it holds (block types: that of the f16 scale times the greatest quantum). */
@@ -38,10 +39,13 @@ static bool is_quantised(sh_dtype t)
     return sh_dtypes[t].block > 1;
 }
 
-/* Vectors are small and sensitive: f32. Rows that blocks do not fill: f16. */
+/* Vectors are small and sensitive: f32. So are learned positions: never quantised. Rows that blocks
+ * do not fill: f16. */
 static sh_dtype dtype_for(const sh_tensor *t, sh_dtype want)
 {
     if (t->n_dim == 1) return SH_F32;
+    if (is_quantised(want) && sh_family_is_fine(t->name))
+        return is_quantised(t->dtype) ? SH_F16 : t->dtype;
     return t->dim[0] % sh_dtypes[want].block ? SH_F16 : want;
 }
 
@@ -79,7 +83,7 @@ static void put_header(const job *j)
     for (size_t i = 0; i < j->in->n_tensor; i++) {
         const sh_tensor *t = &j->in->tensor[i];
         sh_dtype to = dtype_for(t, j->dtype);
-        if (t->n_dim > 1 && to != j->dtype)
+        if (t->n_dim > 1 && t->dim[0] % sh_dtypes[j->dtype].block)
             fprintf(stderr, "note: %s has rows of %lld elements, not a multiple of %d: %s\n",
                     t->name, (long long)t->dim[0], sh_dtypes[j->dtype].block, sh_dtypes[to].name);
         sh_gguf_add_tensor(j->out, t->name, to, t->n_dim, t->dim);

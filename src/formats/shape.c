@@ -19,32 +19,60 @@
  * 256. */
 enum { ALIGNMENT = 4096, WINDOW = 31 * 131072, CHUNK = 4096 };
 
-typedef enum dim { ONE, EMBD, Q, KV, FF, VOCAB, N_DIM } dim;
+typedef enum dim { ONE, EMBD, Q, KV, QKV, FF, VOCAB, CTX, N_DIM } dim;
 
 typedef struct row {
     const char *name; /* %d is the layer */
     dim rows, cols;   /* a vector has cols ONE */
+    float value;      /* of a vector's values */
 } row;
+
+typedef struct maker maker;
 
 typedef struct family {
     const char *name;
-    const row *layer, *ends; /* end with a row without a name */
+    const row *layer, *ends;   /* end with a row without a name */
+    void (*put_own)(maker *k); /* metadata that others do not have */
 } family;
 
 static const row llama_layer[] = {
-    {"blk.%d.attn_norm.weight", EMBD, ONE}, {"blk.%d.attn_q.weight", Q, EMBD},
-    {"blk.%d.attn_k.weight", KV, EMBD},     {"blk.%d.attn_v.weight", KV, EMBD},
-    {"blk.%d.attn_output.weight", EMBD, Q}, {"blk.%d.ffn_norm.weight", EMBD, ONE},
-    {"blk.%d.ffn_gate.weight", FF, EMBD},   {"blk.%d.ffn_up.weight", FF, EMBD},
-    {"blk.%d.ffn_down.weight", EMBD, FF},   {0},
+    {"blk.%d.attn_norm.weight", EMBD, ONE, 1}, {"blk.%d.attn_q.weight", Q, EMBD, 0},
+    {"blk.%d.attn_k.weight", KV, EMBD, 0},     {"blk.%d.attn_v.weight", KV, EMBD, 0},
+    {"blk.%d.attn_output.weight", EMBD, Q, 0}, {"blk.%d.ffn_norm.weight", EMBD, ONE, 1},
+    {"blk.%d.ffn_gate.weight", FF, EMBD, 0},   {"blk.%d.ffn_up.weight", FF, EMBD, 0},
+    {"blk.%d.ffn_down.weight", EMBD, FF, 0},   {0},
 };
 static const row llama_ends[] = {
-    {"token_embd.weight", VOCAB, EMBD},
-    {"output_norm.weight", EMBD, ONE},
-    {"output.weight", VOCAB, EMBD},
+    {"token_embd.weight", VOCAB, EMBD, 0},
+    {"output_norm.weight", EMBD, ONE, 1},
+    {"output.weight", VOCAB, EMBD, 0},
     {0},
 };
-static const family llama = {"llama", llama_layer, llama_ends};
+static const row gpt2_layer[] = {
+    {"blk.%d.attn_norm.weight", EMBD, ONE, 1},
+    {"blk.%d.attn_norm.bias", EMBD, ONE, 0},
+    {"blk.%d.attn_qkv.weight", QKV, EMBD, 0},
+    {"blk.%d.attn_qkv.bias", QKV, ONE, 0},
+    {"blk.%d.attn_output.weight", EMBD, Q, 0},
+    {"blk.%d.attn_output.bias", EMBD, ONE, 0},
+    {"blk.%d.ffn_norm.weight", EMBD, ONE, 1},
+    {"blk.%d.ffn_norm.bias", EMBD, ONE, 0},
+    {"blk.%d.ffn_up.weight", FF, EMBD, 0},
+    {"blk.%d.ffn_up.bias", FF, ONE, 0},
+    {"blk.%d.ffn_down.weight", EMBD, FF, 0},
+    {"blk.%d.ffn_down.bias", EMBD, ONE, 0},
+    {0},
+};
+static const row gpt2_ends[] = {
+    {"token_embd.weight", VOCAB, EMBD, 0},
+    {"position_embd.weight", CTX, EMBD, 0},
+    {"output_norm.weight", EMBD, ONE, 1},
+    {"output_norm.bias", EMBD, ONE, 0},
+    {0},
+};
+static void put_llama(maker *k), put_gpt2(maker *k);
+static const family llama = {"llama", llama_layer, llama_ends, put_llama};
+static const family gpt2 = {"gpt2", gpt2_layer, gpt2_ends, put_gpt2};
 
 typedef struct shape {
     const char *name;
@@ -59,19 +87,23 @@ static const shape shapes[] = {
     {"llama2-13b", &llama, 40, 5120, 40, 40, 13824, 32000, 4096, 10000},
     {"llama3-8b", &llama, 32, 4096, 32, 8, 14336, 128256, 8192, 500000},
     {"nanollama", &llama, 12, 1024, 16, 4, 5632, 32000, 2048, 10000}, /* 304.6 M parameters */
+    {"gpt2", &gpt2, 12, 768, 12, 12, 3072, 50257, 1024, 0},
+    {"gpt2-medium", &gpt2, 24, 1024, 16, 16, 4096, 50257, 1024, 0},
+    {"gpt2-large", &gpt2, 36, 1280, 20, 20, 5120, 50257, 1024, 0},
+    {"gpt2-xl", &gpt2, 48, 1600, 25, 25, 6400, 50257, 1024, 0},
     {0},
 };
 
 /* A model being made. */
-typedef struct maker {
+struct maker {
     const shape *shape;
     sh_dtype dtype;
     uint64_t seed;
     sh_buf head; /* the file up to its matrices */
-    int n_tensor;
-    sh_buf table; /* of the tensors */
+    int n_meta, n_tensor;
+    sh_buf table, vectors; /* of the tensors; their values */
     size_t vector_bytes, matrix_bytes;
-} maker;
+};
 
 bool sh_shape_is(const char *path)
 {
@@ -92,6 +124,7 @@ static void put_key(maker *k, const char *key, sh_meta_type type)
     snprintf(name, sizeof name, "%s%s", *key == '.' ? k->shape->family->name : "", key);
     put_str(&k->head, name);
     sh_put_u32(&k->head, type);
+    k->n_meta++;
 }
 
 static void put_u32(maker *k, const char *key, uint32_t v)
@@ -114,11 +147,17 @@ static void put_array(maker *k, const char *key, sh_meta_type item, int n)
 }
 
 /* A SentencePiece vocabulary: <unk>, <s>, </s>, the bytes, and words that mean nothing. */
-static void put_vocabulary(maker *k)
+static void put_llama(maker *k)
 {
     static const char *const control[] = {"<unk>", "<s>", "</s>"};
     int n = k->shape->n_vocab;
     char text[16];
+    put_key(k, ".rope.freq_base", SH_META_F32);
+    sh_put_f32(&k->head, k->shape->rope_base);
+    put_text(k, "tokenizer.ggml.model", "llama");
+    put_u32(k, "tokenizer.ggml.bos_token_id", 1);
+    put_u32(k, "tokenizer.ggml.eos_token_id", 2);
+    put_u32(k, "tokenizer.ggml.unknown_token_id", 0);
     put_array(k, "tokenizer.ggml.tokens", SH_META_STR, n);
     for (int i = 0; i < n; i++) {
         if (i < 3)
@@ -136,7 +175,39 @@ static void put_vocabulary(maker *k)
         sh_put_u32(&k->head, i == 0 ? 2 : i < 3 ? 3 : i < 259 ? 6 : 1);
 }
 
-static int put_metadata(maker *k, const char *path)
+/* A byte-level BPE vocabulary, as gpt-2's: the bytes, each as a printable character; words that
+ * mean nothing; the end of a text. One merge: " t". */
+static void put_gpt2(maker *k)
+{
+    int n = k->shape->n_vocab, n_odd = 0;
+    char text[16];
+    put_key(k, ".attention.layer_norm_epsilon", SH_META_F32);
+    sh_put_f32(&k->head, 1e-5f);
+    put_text(k, "tokenizer.ggml.model", "gpt2");
+    put_text(k, "tokenizer.ggml.pre", "gpt-2");
+    put_u32(k, "tokenizer.ggml.bos_token_id", (uint32_t)n - 1);
+    put_u32(k, "tokenizer.ggml.eos_token_id", (uint32_t)n - 1);
+    put_array(k, "tokenizer.ggml.tokens", SH_META_STR, n);
+    for (int b = 0; b < 256; b++) { /* what cannot be printed: the characters from U+0100 on */
+        bool plain = (b > ' ' && b < 0x7f) || (b > 0xa0 && b != 0xad);
+        int c = plain ? b : 0x100 + n_odd++;
+        char utf8[] = {(char)(0xc0 | c >> 6), (char)(0x80 | (c & 0x3f)), 0};
+        if (c < 0x80) utf8[0] = (char)c, utf8[1] = 0;
+        put_str(&k->head, utf8);
+    }
+    put_str(&k->head, "\xc4\xa0t"); /* U+0120 is the space */
+    for (int i = 257; i < n - 1; i++) {
+        snprintf(text, sizeof text, "\xc4\xa0t%d", i);
+        put_str(&k->head, text);
+    }
+    put_str(&k->head, "<|endoftext|>");
+    put_array(k, "tokenizer.ggml.token_type", SH_META_I32, n);
+    for (int i = 0; i < n; i++) sh_put_u32(&k->head, i == n - 1 ? 3 : 1); /* control, normal */
+    put_array(k, "tokenizer.ggml.merges", SH_META_STR, 1);
+    put_str(&k->head, "\xc4\xa0 t");
+}
+
+static void put_metadata(maker *k, const char *path)
 {
     const shape *s = k->shape;
     put_text(k, "general.architecture", s->family->name);
@@ -148,14 +219,7 @@ static int put_metadata(maker *k, const char *path)
     put_u32(k, ".feed_forward_length", (uint32_t)s->n_ff);
     put_u32(k, ".attention.head_count", (uint32_t)s->n_head);
     put_u32(k, ".attention.head_count_kv", (uint32_t)s->n_kv_head);
-    put_key(k, ".rope.freq_base", SH_META_F32);
-    sh_put_f32(&k->head, s->rope_base);
-    put_text(k, "tokenizer.ggml.model", "llama");
-    put_u32(k, "tokenizer.ggml.bos_token_id", 1);
-    put_u32(k, "tokenizer.ggml.eos_token_id", 2);
-    put_u32(k, "tokenizer.ggml.unknown_token_id", 0);
-    put_vocabulary(k);
-    return 17;
+    s->family->put_own(k);
 }
 
 static size_t round_up(size_t n, size_t unit)
@@ -167,9 +231,9 @@ static size_t round_up(size_t n, size_t unit)
 static void put_tensor(maker *k, const row *r, int layer, bool table, size_t *vector_at)
 {
     const shape *s = k->shape;
-    const int head_dim = s->n_embd / s->n_head;
-    const int size[N_DIM] = {1,       s->n_embd, s->n_head * head_dim, s->n_kv_head * head_dim,
-                             s->n_ff, s->n_vocab};
+    const int head_dim = s->n_embd / s->n_head, q = s->n_head * head_dim,
+              kv = s->n_kv_head * head_dim;
+    const int size[N_DIM] = {1, s->n_embd, q, kv, q + 2 * kv, s->n_ff, s->n_vocab, s->n_ctx};
     bool vector = r->cols == ONE;
     char name[96];
     const char *d = strstr(r->name, "%d");
@@ -189,10 +253,13 @@ static void put_tensor(maker *k, const row *r, int layer, bool table, size_t *ve
     sh_put_u64(&k->table, (uint64_t)size[r->rows]);
     sh_put_u32(&k->table, sh_dtypes[t].gguf_id);
     sh_put_u64(&k->table, vector ? *vector_at : k->vector_bytes + k->matrix_bytes);
-    if (vector)
+    if (vector) {
         *vector_at += round_up(n_bytes, ALIGNMENT);
-    else
+        for (size_t i = 0; i < n_bytes; i += sizeof(float)) sh_put_f32(&k->vectors, r->value);
+        while (k->vectors.n % ALIGNMENT) sh_put_u8(&k->vectors, 0);
+    } else {
         k->matrix_bytes += round_up(n_bytes, ALIGNMENT * (size_t)sh_dtypes[t].block_bytes);
+    }
     k->n_tensor++;
 }
 
@@ -215,12 +282,13 @@ static sh_err make_head(maker *k, const char *path)
     sh_put_u64(&k->head, (uint64_t)k->n_tensor);
     size_t at = k->head.n; /* the number of entries is known when they are there */
     sh_put_u64(&k->head, 0);
-    int n_meta = put_metadata(k, path);
+    put_metadata(k, path);
     sh_put_bytes(&k->head, k->table.p, k->table.n);
     while (k->head.n % ALIGNMENT) sh_put_u8(&k->head, 0);
-    for (size_t i = 0; i < k->vector_bytes / sizeof(float); i++) sh_put_f32(&k->head, 1.0f);
-    if (k->head.bad || k->table.bad) return sh_fail(SH_ENOMEM, "no memory for a header");
-    k->head.p[at] = (uint8_t)n_meta;
+    sh_put_bytes(&k->head, k->vectors.p, k->vectors.n);
+    if (k->head.bad || k->table.bad || k->vectors.bad)
+        return sh_fail(SH_ENOMEM, "no memory for a header");
+    k->head.p[at] = (uint8_t)k->n_meta;
     return SH_OK;
 }
 
@@ -360,5 +428,6 @@ out:
     if (err != SH_OK) sh_file_close(f);
     sh_buf_free(&k.head);
     sh_buf_free(&k.table);
+    sh_buf_free(&k.vectors);
     return err;
 }

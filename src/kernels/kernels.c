@@ -31,20 +31,22 @@ static const struct {
     size_t offset;
     by by;
 } rows[] = {
-    ROW(matmul, BY_TYPE_FORM),
-    ROW(prepare, BY_FORM),
-    ROW(rmsnorm, BY_NOTHING),
-    ROW(add, BY_NOTHING),
-    ROW(silu_mul, BY_NOTHING),
-    ROW(rope, BY_NOTHING),
-    ROW(kv_put, BY_TYPE),
-    ROW(attn_scores, BY_TYPE),
-    ROW(attn_values, BY_TYPE),
-    ROW(softmax_part, BY_NOTHING),
-    ROW(softmax_merge, BY_NOTHING),
-    ROW(attend_bf16, BY_TYPE),
-    ROW(peak, BY_FORM),
+    ROW(matmul, BY_TYPE_FORM),      ROW(prepare, BY_FORM),     ROW(rmsnorm, BY_NOTHING),
+    ROW(layernorm, BY_NOTHING),     ROW(add, BY_NOTHING),      ROW(silu_mul, BY_NOTHING),
+    ROW(gelu, BY_NOTHING),          ROW(rope, BY_NOTHING),     ROW(kv_put, BY_TYPE),
+    ROW(attn_scores, BY_TYPE),      ROW(attn_values, BY_TYPE), ROW(softmax_part, BY_NOTHING),
+    ROW(softmax_merge, BY_NOTHING), ROW(attend_bf16, BY_TYPE), ROW(left_cols, BY_TYPE),
+    ROW(right_rows, BY_TYPE),       ROW(right_cols, BY_TYPE),  ROW(peak, BY_FORM),
+    ROW(adamw, BY_NOTHING),         ROW(sum_squares, BY_NOTHING),
     ROW(read, BY_NOTHING),
+    ROW(train.rmsnorm_back, BY_NOTHING),
+    ROW(train.layernorm_back, BY_NOTHING),
+    ROW(train.gelu_back, BY_NOTHING),
+    ROW(train.silu_mul_back, BY_NOTHING),
+    ROW(train.attend_back, BY_NOTHING),
+    ROW(train.dot, BY_NOTHING),
+    ROW(train.scale, BY_NOTHING),
+    ROW(train.dropout, BY_NOTHING),
 };
 #undef ROW
 enum { N_POINTER = sizeof(sh_kernels) / sizeof(void (*)(void)) };

@@ -12,6 +12,7 @@
 
 #include "base/dtype.h"
 #include "base/err.h"
+#include "kernels/train.h"
 
 enum {
     SH_LANES = 16,  /* outputs of a panel; also the partial sums of a reduction */
@@ -77,6 +78,12 @@ void sh_mat_pack(const sh_mat *m, int lo, int hi, const uint8_t *(*row)(const vo
 typedef void sh_matmul_fn(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
                           int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok);
 
+/* The numbers of a step of AdamW, alike for all weights that decay alike. rest1 = 1 - beta1, rest2 =
+ * 1 - beta2, keep = 1 - lr decay, rate = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t). */
+typedef struct sh_adamw_step {
+    float scale, beta1, rest1, beta2, rest2, keep, rate, root, eps;
+} sh_adamw_step;
+
 typedef struct sh_kernels {
     sh_matmul_fn *matmul[SH_N_DTYPE][SH_N_FORM]; /* NULL where a type has no such arithmetic */
 
@@ -90,11 +97,21 @@ typedef struct sh_kernels {
      * Sennrich 2019, arXiv:1910.07467, section 4. */
     void (*rmsnorm)(float *y, const float *x, const float *g, int n, float eps);
 
+    /* y[i] = fma(g[i], (x[i] - mean) * (1 / sqrt(mean((x - mean)^2) + eps)), b[i]); x, g, b, y (n);
+     * y may be x. The means: lane i%16 sums x[i], and then (x[i] - mean)^2 by fma, ascending; lanes
+     * are added in halves. Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450. */
+    void (*layernorm)(float *y, const float *x, const float *g, const float *b, int n, float eps);
+
     /* y[i] = y[i] + x[i] */
     void (*add)(float *y, const float *x, size_t n);
 
     /* g[i] = silu(g[i]) * u[i], silu(x) = x / (1 + e^-x).  Shazeer 2020, arXiv:2002.05202. */
     void (*silu_mul)(float *g, const float *u, size_t n);
+
+    /* x[i] = x[i] / (1 + e^-(x[i] w)), w = fma(x[i]^2, SH_GELU_3, SH_GELU_1): x/2 (1 + tanh(u)), u
+     * = sqrt(2/pi) (x + 0.044715 x^3), since 1 + tanh(u) = 2 / (1 + e^-2u). Source: Hendrycks &
+     * Gimpel 2016, arXiv:1606.08415, section 2. */
+    void (*gelu)(float *x, size_t n);
 
     /* Rotates pairs (x[2i], x[2i+1]) of each of n_head heads by the angle whose cosine and sine are
      * c[i], s[i], i < n_rot/2: (fma(x0, c, -(x1 s)), fma(x0, s, x1 c)). x (n_head, head_dim).
@@ -129,6 +146,26 @@ typedef struct sh_kernels {
     void (*attend_bf16[SH_N_DTYPE])(float *o, float *m, float *l, const float *const *q, int n_row,
                                     const int *n_pos, const void *const *kpage,
                                     const void *const *vpage, int head_dim, float scale);
+
+    /* Float32 matrices as operands of products, for training; types f32 and bf16 (rounded to
+     * even), n_k k's of one slice, zeros after them to a multiple of SH_RUN.
+     * left_cols: columns of x (n_k, ldx) as rows of activations: y (n_col <= SH_LANES, ldy bytes).
+     * right_rows, right_cols: rows of x (n_row <= SH_LANES, ldx), or columns of x (n_k, ldx), as
+     * one slice of a panel; zeros for the rows that are not there. */
+    void (*left_cols[SH_N_DTYPE])(void *y, size_t ldy, const float *x, size_t ldx, int n_col,
+                                  int n_k);
+    void (*right_rows[SH_N_DTYPE])(void *y, const float *x, size_t ldx, int n_row, int n_k);
+    void (*right_cols[SH_N_DTYPE])(void *y, const float *x, size_t ldx, int n_col, int n_k);
+
+    /* One step of AdamW for n weights, their gradients and moments, every operation rounded:
+     *   g' = g scale + 0 (no -0);  m = m beta1 + g' rest1;  v = v beta2 + (g' g') rest2;
+     *   w = w keep - (rate m) / (sqrt(v) root + eps)
+     * Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2. */
+    void (*adamw)(float *w, const float *g, float *m, float *v, size_t n, const sh_adamw_step *s);
+    /* The sum of x[i]^2 in float64: lane i%16, ascending; lanes in halves. */
+    double (*sum_squares)(const float *x, size_t n);
+
+    sh_train_rows train;
 
     /* What this instruction set can do at most, for the bench. peak: n_round rounds of its fastest
      * multiply-adds for products in that form, on registers; returns operations done (2 for each
@@ -178,6 +215,9 @@ static inline sh_form sh_form_of(sh_dtype t, bool bf16)
 }
 
 /* Parts that every instruction set shares. */
+
+#define SH_GELU_1 1.59576912f   /* 2 sqrt(2/pi) */
+#define SH_GELU_3 0.0713548163f /* 0.044715 times that */
 
 /** Adds 16 lanes in halves: 8, 4, 2, 1. */
 static inline float sh_sum_lanes(float *a)

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-const sh_family *const sh_families[] = {&sh_family_llama, NULL};
+const sh_family *const sh_families[] = {&sh_family_llama, &sh_family_gpt2, NULL};
 
 static sh_err find_family(const sh_family **out, const sh_model_file *m)
 {
@@ -64,6 +64,28 @@ const sh_tensor_row *sh_family_row(const sh_config *c, const char *name, int *la
     return NULL;
 }
 
+sh_range sh_family_part(const sh_config *c, const sh_tensor_row *row)
+{
+    int lo = 0;
+    for (int i = row->part; i > 0; i--) lo += c->dim[(row - i)->rows];
+    return (sh_range){lo, lo + c->dim[row->rows]};
+}
+
+size_t sh_family_bytes(const sh_config *c, const sh_tensor_row *row, const sh_tensor *t)
+{
+    size_t n = (size_t)c->dim[row->rows];
+    return row->cols == SH_DIM_ONE ? sh_dtype_bytes(t->dtype, n)
+                                   : n * sh_dtype_bytes(t->dtype, (size_t)t->dim[0]);
+}
+
+bool sh_family_is_fine(const char *name)
+{
+    for (int i = 0; sh_families[i]; i++)
+        for (const sh_tensor_row *r = sh_families[i]->ends; r->gguf; r++)
+            if (r->fine && strcmp(r->gguf, name) == 0) return true;
+    return false;
+}
+
 static sh_err check_row(const sh_config *c, const sh_model_file *m, const sh_tensor_row *r,
                         int layer)
 {
@@ -72,8 +94,10 @@ static sh_err check_row(const sh_config *c, const sh_model_file *m, const sh_ten
     const sh_tensor *t = sh_family_tensor(m, r, layer);
     if (!t && r->optional) return SH_OK;
     if (!t) return sh_fail(SH_EFILE, "%s: tensor %s is missing", m->file.path, name);
+    const sh_tensor_row *last = r; /* of the parts of one tensor */
+    while ((last + 1)->part > r->part) last++;
     bool vec = r->cols == SH_DIM_ONE;
-    int64_t rows = c->dim[r->rows], cols = c->dim[r->cols];
+    int64_t rows = sh_family_part(c, last).hi, cols = c->dim[r->cols];
     bool ok = vec ? t->n_dim == 1 && t->dim[0] == rows
                   : t->n_dim == 2 && t->dim[0] == cols && t->dim[1] == rows;
     if (!ok)
@@ -84,6 +108,65 @@ static sh_err check_row(const sh_config *c, const sh_model_file *m, const sh_ten
     if (vec && sh_dtypes[t->dtype].block != 1)
         return sh_fail(SH_EFILE, "%s: tensor %s is a vector in %s; vectors are f32, f16 or bf16",
                        m->file.path, name, sh_dtypes[t->dtype].name);
+    return SH_OK;
+}
+
+/* An integer under "<family>.<what>" that must lie in [1, max]. */
+static sh_err need(const sh_config *c, const sh_model_file *m, const char *what, uint32_t max,
+                   int *out)
+{
+    char key[96];
+    uint32_t v = 0;
+    snprintf(key, sizeof key, "%s.%s", c->family->name, what);
+    SH_TRY(sh_meta_need_u32(m, key, &v));
+    if (v < 1 || v > max)
+        return sh_fail(SH_EFILE, "%s: %s is %u; 1 to %u can be", m->file.path, key, v, max);
+    *out = (int)v;
+    return SH_OK;
+}
+
+/* The same, where *out stands if the key is missing, and every value is taken. */
+static sh_err may(const sh_config *c, const sh_model_file *m, const char *what, uint32_t *out)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.%s", c->family->name, what);
+    return sh_meta_u32(m, key, out);
+}
+
+/* What all families have. */
+static sh_err read_sizes(sh_config *c, const sh_model_file *m)
+{
+    SH_TRY(need(c, m, "block_count", 4096, &c->n_layer));
+    SH_TRY(need(c, m, "context_length", 1u << 28, &c->n_ctx_train));
+    SH_TRY(need(c, m, "embedding_length", 1u << 20, &c->dim[SH_DIM_EMBD]));
+    SH_TRY(need(c, m, "feed_forward_length", 1u << 22, &c->dim[SH_DIM_FF]));
+    SH_TRY(need(c, m, "attention.head_count", 1u << 12, &c->n_head));
+    uint32_t n_head = (uint32_t)c->n_head, kv = n_head;
+    SH_TRY(may(c, m, "attention.head_count_kv", &kv));
+    if (kv < 1 || kv > n_head || n_head % kv)
+        return sh_fail(SH_EFILE, "%s: %d heads cannot share %u KV heads", m->file.path, c->n_head,
+                       kv);
+    c->n_kv_head = (int)kv;
+    uint32_t key = (uint32_t)c->dim[SH_DIM_EMBD] / n_head;
+    SH_TRY(may(c, m, "attention.key_length", &key));
+    uint32_t value = key;
+    SH_TRY(may(c, m, "attention.value_length", &value));
+    if (key < 1 || key > 4096 || key != value)
+        return sh_fail(SH_EFILE, "%s: heads of %u keys and %u values; 1 to 4096, alike, can be",
+                       m->file.path, key, value);
+    c->head_dim = (int)key;
+    c->n_ctx_max = 1 << 28;
+    return SH_OK;
+}
+
+sh_err sh_config_eps(sh_config *c, const sh_model_file *m, const char *what)
+{
+    char key[96];
+    c->norm_eps = 1e-5f;
+    snprintf(key, sizeof key, "%s.%s", c->family->name, what);
+    SH_TRY(sh_meta_f32(m, key, &c->norm_eps));
+    if (!(c->norm_eps >= 0 && c->norm_eps < 1))
+        return sh_fail(SH_EFILE, "%s: a norm epsilon of %g", m->file.path, (double)c->norm_eps);
     return SH_OK;
 }
 
@@ -100,12 +183,14 @@ sh_err sh_config_read(sh_config *c, const sh_model_file *m)
     if (embd->dim[1] > 1 << 24)
         return sh_fail(SH_EFILE, "%s: a vocabulary of %" PRId64 " tokens; at most %d", m->file.path,
                        embd->dim[1], 1 << 24);
+    SH_TRY(read_sizes(c, m));
     SH_TRY(c->family->configure(c, m));
     c->dim[SH_DIM_ONE] = 1;
     c->dim[SH_DIM_VOCAB] = (int)embd->dim[1];
     c->dim[SH_DIM_Q] = c->n_head * c->head_dim;
     c->dim[SH_DIM_KV] = c->n_kv_head * c->head_dim;
     c->dim[SH_DIM_ROT] = c->n_rot / 2;
+    c->dim[SH_DIM_CTX] = c->n_ctx_train;
     for (const sh_tensor_row *r = c->family->ends; r->gguf; r++) SH_TRY(check_row(c, m, r, -1));
     for (int l = 0; l < c->n_layer; l++)
         for (const sh_tensor_row *r = c->family->layer; r->gguf; r++) SH_TRY(check_row(c, m, r, l));

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "comm/group.h"
 #include "formats/formats.h"
 #include "kernels/kernels.h"
 
@@ -20,6 +21,7 @@ typedef enum sh_dim {
     SH_DIM_FF,
     SH_DIM_VOCAB,
     SH_DIM_ROT, /* pairs that are rotated: n_rot / 2 */
+    SH_DIM_CTX, /* positions that are learned: n_ctx_train */
     SH_N_DIM
 } sh_dim;
 
@@ -31,11 +33,12 @@ typedef enum sh_split {
     SH_LOOKUP, /* rank 0 of the starter reads single rows from the file */
 } sh_split;
 
-/* A tensor as it is held in memory. */
+/* A tensor, or its part, as it is held in memory, with its bias. */
 typedef struct sh_weight {
-    const sh_tensor *src; /* NULL: an optional tensor that the file does not have */
+    const sh_tensor *src; /* NULL: the family has none, or it is optional and not in the file */
     sh_mat mat;           /* matrices */
     float *vec;           /* vectors, as float32 */
+    float *bias;          /* as float32; NULL: none */
 } sh_weight;
 
 typedef struct sh_layer {
@@ -44,7 +47,7 @@ typedef struct sh_layer {
 
 /* What stands before and after the layers; all but rope_freqs are the starter's. */
 typedef struct sh_ends {
-    sh_weight embd, out_norm, head, rope_freqs;
+    sh_weight embd, pos, out_norm, head, rope_freqs;
 } sh_ends;
 
 typedef struct sh_tensor_row {
@@ -53,40 +56,69 @@ typedef struct sh_tensor_row {
     const char *hf;    /* its name in a Hugging Face folder */
     sh_dim rows, cols; /* (rows, cols), rows = outputs; a vector has cols SH_DIM_ONE */
     sh_split split;
-    const char *instead; /* GGUF name of the tensor that serves where this one is missing */
+    int part;  /* fused: rows of the table numbered 0, 1, .. are one tensor's parts, in its order */
+    bool bias; /* it is the bias of its field. BY_ROW: each rank adds its part to its outputs;
+                  WHOLE: added once, after the sum over ranks */
+    bool fine; /* small and sensitive: never quantised; so are vectors */
     bool optional;
+    const char *instead; /* GGUF name of the tensor that serves where this one is missing */
 } sh_tensor_row;
+
+/* Where families differ. */
+typedef enum sh_norm { SH_NORM_RMS, SH_NORM_LAYER } sh_norm;
+typedef enum sh_act {
+    SH_ACT_SILU, /* silu(gate) * up */
+    SH_ACT_GELU, /* gelu(up) */
+} sh_act;
 
 typedef struct sh_config {
     const struct sh_family *family;
     int n_layer, n_head, n_kv_head, head_dim, n_ctx_train, n_rot;
+    int n_ctx_max; /* positions of a sequence at most */
     int dim[SH_N_DIM];
+    sh_norm norm;
+    sh_act act;
     float norm_eps;
-    double rope_base, rope_linear; /* frequencies are base^(-2i/n_rot) / linear */
+    bool learned_pos;              /* a vector for each position is added to the embedding */
+    double rope_base, rope_linear; /* frequencies are base^(-2i/n_rot) / linear; n_rot 0: none */
 } sh_config;
 
 typedef struct sh_family {
     const char *name;           /* general.architecture in GGUF */
     const sh_tensor_row *layer; /* end with a row whose gguf is NULL */
     const sh_tensor_row *ends;
-    /* Fills all but family and dim[SH_DIM_VOCAB]. */
+    /* Fills in what is the family's own; sh_config_read has read the sizes that all have. */
     sh_err (*configure)(sh_config *c, const sh_model_file *m);
 } sh_family;
 
 extern const sh_family *const sh_families[]; /* ends with NULL */
-extern const sh_family sh_family_llama;
+extern const sh_family sh_family_llama, sh_family_gpt2;
 
 /** Which family the file is, its sizes, and that every tensor is there in the right shape and no
  * other is. SH_EFILE: the sentence names the file and the fault; for an unknown family it lists the
  * known. */
 sh_err sh_config_read(sh_config *c, const sh_model_file *m);
 
-/** The row that a tensor of that name belongs to, and its layer (-1: none); NULL if the family has
- * no such tensor. */
+/** For families: the norm epsilon under the key "<family>.<what>"; 1e-5 where it is missing. */
+sh_err sh_config_eps(sh_config *c, const sh_model_file *m, const char *what);
+
+/** The row that a tensor of that name belongs to (the first of a fused one), and its layer (-1:
+ * none); NULL if the family has no such tensor. */
 const sh_tensor_row *sh_family_row(const sh_config *c, const char *name, int *layer);
 
 /** The tensor of a row and layer; NULL if the file has neither it nor its substitute. */
 const sh_tensor *sh_family_tensor(const sh_model_file *m, const sh_tensor_row *row, int layer);
+
+/** Which rows (of a vector: values) of its tensor a row of the table is; all, if it is not fused.
+ */
+sh_range sh_family_part(const sh_config *c, const sh_tensor_row *row);
+
+/** The bytes of that part of the tensor. */
+size_t sh_family_bytes(const sh_config *c, const sh_tensor_row *row, const sh_tensor *t);
+
+/** Whether some family keeps the tensor of that name, which stands outside the layers, unquantised.
+ */
+bool sh_family_is_fine(const char *name);
 
 /** "whole", "by row", "by column", "lookup" */
 const char *sh_split_name(sh_split s);

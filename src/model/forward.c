@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu.h"
 #include "base/fmath.h"
 #include "base/mem.h"
 
@@ -20,35 +21,42 @@ static int n_of(const sh_forward *f, sh_dim d)
 typedef struct norm_job {
     const sh_forward *f;
     float *y, *x;
-    const float *g;
+    const sh_weight *g; /* NULL: no norm */
     int n_tok;
-    bool sum; /* x += the group's sum first */
+    bool sum;          /* x += the group's sum first */
+    const float *bias; /* then x += bias; NULL: none */
 } norm_job;
 
 static void norm_share(void *arg, int thread, int n_thread)
 {
     const norm_job *j = arg;
     const sh_forward *f = j->f;
-    int lo, hi;
-    size_t n = (size_t)f->config->dim[SH_DIM_EMBD];
+    const sh_config *c = f->config;
+    int lo, hi, n = c->dim[SH_DIM_EMBD];
     sh_share(j->n_tok, thread, n_thread, &lo, &hi);
     for (int t = lo; t < hi; t++) {
-        size_t at = (size_t)t * n;
-        if (j->sum) sh_group_add_sum(f->group, j->x, at, n);
-        if (j->g) f->k->rmsnorm(j->y + at, j->x + at, j->g, (int)n, f->config->norm_eps);
+        size_t at = (size_t)t * (size_t)n;
+        float *x = j->x + at, *y = j->y + at;
+        if (j->sum) sh_group_add_sum(f->group, j->x, at, (size_t)n);
+        if (j->bias) f->k->add(x, j->bias, (size_t)n);
+        if (j->g && c->norm == SH_NORM_LAYER)
+            f->k->layernorm(y, x, j->g->vec, j->g->bias, n, c->norm_eps);
+        else if (j->g)
+            f->k->rmsnorm(y, x, j->g->vec, n, c->norm_eps);
     }
 }
 
 /* y (n_tok, n_embd) = norm of x */
 static void norm(sh_forward *f, float *y, float *x, const sh_weight *g, int n_tok)
 {
-    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g->vec, n_tok, false});
+    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g, n_tok, false, NULL});
 }
 
-/* x (n_tok, n_embd) += the sum that the ranks have met for; y = norm of it, if there is a norm */
-static void add_norm(sh_forward *f, float *y, float *x, const sh_weight *g)
+/* x (n_tok, n_embd) += the sum that the ranks have met for, of products with w, whose bias is added
+ * here; y = norm of it, if there is a norm */
+static void add_norm(sh_forward *f, float *y, float *x, const sh_weight *w, const sh_weight *g)
 {
-    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g ? g->vec : NULL, f->n_tok, true});
+    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g, f->n_tok, true, w->bias});
 }
 
 typedef struct prepare_job {
@@ -74,6 +82,7 @@ static void prepare_share(void *arg, int thread, int n_thread)
 /* One matrix of a group that is multiplied by the same x. */
 typedef struct product {
     const sh_weight *w;
+    const float *bias; /* added to y; NULL: none */
     float *y;
     size_t ldy;
 } product;
@@ -94,10 +103,13 @@ static void matmul_tokens(const matmul_job *j, const product *p, int lo, int hi,
     const sh_mat *m = &p->w->mat;
     sh_form form = sh_form_of(m->dtype, bf16);
     size_t ldx = sh_form_bytes(form, &m->kd);
-    if (t0 < t1 && lo < hi)
-        f->k->matmul[m->dtype][form](p->y + (size_t)t0 * p->ldy, p->ldy, m, lo, hi, j->slice.lo,
-                                     j->slice.hi, (const char *)f->act[form] + (size_t)t0 * ldx,
-                                     ldx, t1 - t0);
+    if (t0 >= t1 || lo >= hi) return;
+    f->k->matmul[m->dtype][form](p->y + (size_t)t0 * p->ldy, p->ldy, m, lo, hi, j->slice.lo,
+                                 j->slice.hi, (const char *)f->act[form] + (size_t)t0 * ldx, ldx,
+                                 t1 - t0);
+    int first = lo * SH_LANES, end = hi * SH_LANES < m->rows ? hi * SH_LANES : m->rows;
+    for (int t = t0; p->bias && t < t1; t++)
+        f->k->add(p->y + (size_t)t * p->ldy + first, p->bias + first, (size_t)(end - first));
 }
 
 /* Panels [lo, hi), counted over all the matrices. */
@@ -131,9 +143,9 @@ static void matmul_share(void *arg, int thread, int n_thread)
     }
 }
 
-/* p[i].y (n_tok, ldy) = x (n_tok, k) times each matrix, all of which have the same k's; the tree
- * sum of the slices [slice.lo, slice.hi). The first n_sampled tokens are sampled ones. `fresh`: x
- * is not yet prepared. */
+/* p[i].y (n_tok, ldy) = x (n_tok, k) times each matrix, all of which have the same k's, + bias; the
+ * tree sum of the slices [slice.lo, slice.hi). The first n_sampled tokens are sampled ones.
+ * `fresh`: x is not yet prepared. */
 static void matmul(sh_forward *f, const product *p, int n_product, const float *x, sh_range slice,
                    int n_sampled, int n_tok, bool fresh)
 {
@@ -161,10 +173,10 @@ static sh_err matmul_sum(sh_forward *f, const sh_weight *w, const float *x)
 {
     size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD];
     for (int i = 0; i < f->plan->n_root; i++) {
-        product p = {w, sh_group_part(f->group, i), n_embd};
+        product p = {w, NULL, sh_group_part(f->group, i), n_embd}; /* its bias: add_norm */
         matmul(f, &p, 1, x, f->plan->root[i], f->n_sampled, f->n_tok, i == 0);
     }
-    return sh_group_meet(f->group);
+    return sh_group_meet(f->group, (size_t)f->n_tok * n_embd);
 }
 
 /* ---- attention ---- */
@@ -313,17 +325,19 @@ static void attend_share(void *arg, int thread, int n_thread)
 
 /* ---- feed forward and residual ---- */
 
-static void silu_share(void *arg, int thread, int n_thread)
+/* f->gate or f->up (n_tok, n_ff_local), as the family has it: what goes into the last product. */
+static void act_share(void *arg, int thread, int n_thread)
 {
     const sh_forward *f = arg;
-    int n = n_of(f, SH_DIM_FF), lo, hi;
-    sh_share(f->n_tok, thread, n_thread, &lo, &hi);
-    if (f->n_tok < n_thread) { /* few tokens: share out the values of each */
-        sh_share(n * f->n_tok, thread, n_thread, &lo, &hi);
-        f->k->silu_mul(f->gate + lo, f->up + lo, (size_t)(hi - lo));
-        return;
-    }
-    f->k->silu_mul(f->gate + (size_t)lo * n, f->up + (size_t)lo * n, (size_t)(hi - lo) * (size_t)n);
+    size_t n = (size_t)n_of(f, SH_DIM_FF), at, end;
+    int lo, hi;
+    bool few = f->n_tok < n_thread; /* then share out the values of each */
+    sh_share(few ? f->n_tok * (int)n : f->n_tok, thread, n_thread, &lo, &hi);
+    at = (size_t)lo * (few ? 1 : n), end = (size_t)hi * (few ? 1 : n);
+    if (f->config->act == SH_ACT_GELU)
+        f->k->gelu(f->up + at, end - at);
+    else
+        f->k->silu_mul(f->gate + at, f->up + at, end - at);
 }
 
 /* Prompts attend as their products are computed: in bf16 where those are, unless the cache is f32.
@@ -340,8 +354,12 @@ static sh_err layer(sh_forward *f, int l, float *x)
     layer_job job = {f, l, attends_in_bf16(f, w)};
     size_t n_q = (size_t)n_of(f, SH_DIM_Q), n_kv = (size_t)n_of(f, SH_DIM_KV);
     size_t n_ff = (size_t)n_of(f, SH_DIM_FF);
-    product qkv[] = {{&w->wq, f->q, n_q}, {&w->wk, f->kk, n_kv}, {&w->wv, f->v, n_kv}};
-    product gate_up[] = {{&w->gate, f->gate, n_ff}, {&w->up, f->up, n_ff}};
+    bool gated = f->config->act == SH_ACT_SILU;
+    product qkv[] = {{&w->wq, w->wq.bias, f->q, n_q},
+                     {&w->wk, w->wk.bias, f->kk, n_kv},
+                     {&w->wv, w->wv.bias, f->v, n_kv}};
+    product up_gate[] = {{&w->up, w->up.bias, f->up, n_ff},
+                         {&w->gate, w->gate.bias, f->gate, n_ff}};
     const sh_range whole = {0, 1};
 
     if (l == 0) norm(f, f->xn, x, &w->attn_norm, f->n_tok);
@@ -350,11 +368,11 @@ static sh_err layer(sh_forward *f, int l, float *x)
     sh_pool_run(f->pool, attend_share, &job);
     SH_TRY(matmul_sum(f, &w->wo, f->ao));
 
-    add_norm(f, f->xn, x, &w->ffn_norm);
-    matmul(f, gate_up, 2, f->xn, whole, f->n_sampled, f->n_tok, true);
-    sh_pool_run(f->pool, silu_share, f);
-    SH_TRY(matmul_sum(f, &w->down, f->gate));
-    add_norm(f, f->xn, x, l + 1 < sh_range_n(f->plan->layer) ? &w[1].attn_norm : NULL);
+    add_norm(f, f->xn, x, &w->wo, &w->ffn_norm);
+    matmul(f, up_gate, gated ? 2 : 1, f->xn, whole, f->n_sampled, f->n_tok, true);
+    sh_pool_run(f->pool, act_share, f);
+    SH_TRY(matmul_sum(f, &w->down, gated ? f->gate : f->up));
+    add_norm(f, f->xn, x, &w->down, l + 1 < sh_range_n(f->plan->layer) ? &w[1].attn_norm : NULL);
     return SH_OK;
 }
 
@@ -423,19 +441,31 @@ sh_err sh_forward_head(sh_forward *f, const sh_step *step, const float *x, float
     }
     if (n == 0) return SH_OK;
     norm(f, f->y, f->xn, &f->w->ends.out_norm, n);
-    product p = {&f->w->ends.head, sh_group_part(f->group, 0), (size_t)n_of(f, SH_DIM_VOCAB)};
+    const sh_weight *head = &f->w->ends.head;
+    product p = {head, head->bias, sh_group_part(f->group, 0), (size_t)n_of(f, SH_DIM_VOCAB)};
     matmul(f, &p, 1, f->y, (sh_range){0, 1}, n_sampled, n, true);
     return sh_group_gather(f->group, logits, (size_t)f->config->dim[SH_DIM_VOCAB], f->vocab, n);
 }
 
-void sh_forward_embed(const sh_forward *f, float *x, const uint32_t *ids, int n)
+/* y (n_embd) = row i of a tensor in the file. */
+static void look_up(const sh_forward *f, float *y, const sh_tensor *t, size_t i)
 {
-    const sh_tensor *t = f->w->ends.embd.src;
-    size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD],
-           row_bytes = sh_dtype_bytes(t->dtype, n_embd);
-    for (int i = 0; i < n; i++)
-        sh_dtypes[t->dtype].to_f32(x + (size_t)i * n_embd, t->data + (size_t)ids[i] * row_bytes,
-                                   n_embd);
+    size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD];
+    sh_dtypes[t->dtype].to_f32(y, t->data + i * sh_dtype_bytes(t->dtype, n_embd), n_embd);
+}
+
+void sh_forward_embed(const sh_forward *f, const sh_step *step, const uint32_t *ids, float *x)
+{
+    size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD];
+    uint64_t fp = sh_cpu_enter();
+    for (uint32_t i = 0; i < step->n_seq; i++)
+        for (uint32_t n = 0; n < step->seq[i].n_tok; n++, x += n_embd) {
+            look_up(f, x, f->w->ends.embd.src, *ids++);
+            if (!f->config->learned_pos) continue;
+            look_up(f, f->y, f->w->ends.pos.src, step->seq[i].pos + n);
+            f->k->add(x, f->y, n_embd);
+        }
+    sh_cpu_leave(fp);
 }
 
 /* ---- opening ---- */
@@ -487,7 +517,7 @@ sh_err sh_forward_open(sh_forward *f)
         {&f->kk, n * (size_t)n_of(f, SH_DIM_KV)},
         {&f->v, n * (size_t)n_of(f, SH_DIM_KV)},
         {&f->ao, n * (size_t)n_of(f, SH_DIM_Q)},
-        {&f->gate, n * (size_t)n_of(f, SH_DIM_FF)},
+        {&f->gate, c->act == SH_ACT_SILU ? n * (size_t)n_of(f, SH_DIM_FF) : 0},
         {&f->up, n * (size_t)n_of(f, SH_DIM_FF)},
         {&f->y, n_row * n_embd},
         {&f->cos, n * half},

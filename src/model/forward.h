@@ -32,7 +32,7 @@ typedef struct sh_forward {
     float *xn;            /* (n_batch, n_embd) */
     float *q, *kk, *v;    /* (n_batch, n_q_local), (n_batch, n_kv_local) twice */
     float *ao;            /* (n_batch, n_q_local) */
-    float *gate, *up;     /* (n_batch, n_ff_local) */
+    float *gate, *up;     /* (n_batch, n_ff_local); gate only where the family has one */
     float *y;             /* (n_batch, n_embd) */
     float *cos, *sin;     /* (n_batch, n_rot/2) */
     double *freq;         /* (n_rot/2) */
@@ -57,8 +57,9 @@ sh_err sh_forward_open(sh_forward *f);
 void sh_forward_close(sh_forward *f);
 size_t sh_forward_part_floats(const sh_config *c, int n_rank, int n_batch, int n_slot);
 
-/** x (n, n_embd) = the embeddings of n token ids, each below n_vocab. On the starter's rank 0. */
-void sh_forward_embed(const sh_forward *f, float *x, const uint32_t *ids, int n);
+/** x (step->n_tok, n_embd) = the embeddings of the step's tokens, which are ids (n_tok), each below
+ * n_vocab, with those of their positions where the family learns them. On the starter's rank 0. */
+void sh_forward_embed(const sh_forward *f, const sh_step *step, const uint32_t *ids, float *x);
 
 /** Takes x (step->n_tok, n_embd) through the layers of this stage, in place, on every rank alike.
  *  Sampled sequences come before prompts in a step. SH_EPEER: a malformed step, or a lost rank. */

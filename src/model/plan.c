@@ -23,7 +23,7 @@ static size_t layer_bytes(const sh_config *c, const sh_model_file *m, int l)
     size_t n = 0;
     for (const sh_tensor_row *r = c->family->layer; r->gguf; r++) {
         const sh_tensor *t = sh_family_tensor(m, r, l);
-        if (t) n += t->n_bytes;
+        if (t) n += sh_family_bytes(c, r, t);
     }
     return n;
 }
@@ -34,8 +34,10 @@ sh_err sh_plan_stages(sh_range *layer, const sh_config *c, const sh_model_file *
         return sh_fail(SH_EARG, "%d stages for a model of %d layers: give 1 to %d", n_stage,
                        c->n_layer, c->n_layer);
     size_t mine = 0, left; /* bytes of this stage and of all from it on; the head is the first's */
-    for (const sh_tensor_row *r = c->family->ends; r->gguf; r++)
-        if (r->split == SH_BY_ROW) mine += sh_family_tensor(m, r, -1)->n_bytes;
+    for (const sh_tensor_row *r = c->family->ends; r->gguf; r++) {
+        const sh_tensor *t = sh_family_tensor(m, r, -1);
+        if (t && r->split == SH_BY_ROW) mine += sh_family_bytes(c, r, t);
+    }
     left = mine;
     for (int l = 0; l < c->n_layer; l++) left += layer_bytes(c, m, l);
     for (int s = 0, l = 0; s < n_stage; s++, mine = 0) {

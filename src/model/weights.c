@@ -36,26 +36,34 @@ static bool is_matrix(const sh_tensor_row *r)
     return r->cols != SH_DIM_ONE && r->split != SH_LOOKUP;
 }
 
-/* Shape of this rank's share. */
-static void lay_out(sh_mat *mat, const sh_plan *p, const sh_tensor_row *r, const sh_tensor *t)
-{
-    sh_kdim kd = sh_kdim_whole((int)t->dim[0]);
-    int rows = (int)t->dim[1];
-    if (r->split == SH_BY_ROW) rows = sh_range_n(p->local[r->rows]);
-    if (r->split == SH_BY_COL) {
-        const int *bound = r->cols == SH_DIM_Q ? p->q_bound : p->ff_bound;
-        kd = sh_kdim_slices(bound + p->slice.lo, sh_range_n(p->slice));
-    }
-    sh_mat_layout(mat, t->dtype, rows, &kd);
-}
-
 typedef struct load {
+    const sh_config *config;
     const sh_plan *plan;
     bool mapped;
     sh_pool *pool;
     uint8_t *arena; /* where the next matrix goes; NULL: only count */
     size_t n_bytes;
 } load;
+
+/* The rows of the tensor that this rank takes for a row of the table. */
+static sh_range rows_of(const load *ld, const sh_tensor_row *r)
+{
+    sh_range part = sh_family_part(ld->config, r), local = ld->plan->local[r->rows];
+    if (r->split != SH_BY_ROW) return part;
+    return (sh_range){part.lo + local.lo, part.lo + local.hi};
+}
+
+/* Shape of this rank's share. */
+static void lay_out(sh_mat *mat, const load *ld, const sh_tensor_row *r, const sh_tensor *t)
+{
+    const sh_plan *p = ld->plan;
+    sh_kdim kd = sh_kdim_whole((int)t->dim[0]);
+    if (r->split == SH_BY_COL) {
+        const int *bound = r->cols == SH_DIM_Q ? p->q_bound : p->ff_bound;
+        kd = sh_kdim_slices(bound + p->slice.lo, sh_range_n(p->slice));
+    }
+    sh_mat_layout(mat, t->dtype, sh_range_n(rows_of(ld, r)), &kd);
+}
 
 /* One matrix being packed by all threads. */
 typedef struct pack_job {
@@ -107,12 +115,12 @@ static void pack_share(void *arg, int thread, int n_thread)
 
 static sh_err load_matrix(load *ld, const sh_tensor_row *r, const sh_tensor *t, sh_weight *w)
 {
-    lay_out(&w->mat, ld->plan, r, t);
+    lay_out(&w->mat, ld, r, t);
     size_t n = w->mat.panel_bytes * (size_t)w->mat.n_panel;
     if (ld->arena) {
         w->mat.data = ld->arena + ld->n_bytes;
         size_t row_bytes = sh_dtype_bytes(t->dtype, (size_t)t->dim[0]);
-        int row_lo = r->split == SH_BY_ROW ? ld->plan->local[r->rows].lo : 0;
+        int row_lo = rows_of(ld, r).lo;
         int col_lo = r->split == SH_BY_COL ? ld->plan->local[r->cols].lo : 0;
         pack_job job = {&w->mat,
                         t->data + (size_t)row_lo * row_bytes +
@@ -128,14 +136,14 @@ static sh_err load_matrix(load *ld, const sh_tensor_row *r, const sh_tensor *t, 
 static sh_err load_one(void *arg, const sh_tensor_row *r, const sh_tensor *t, sh_weight *w)
 {
     load *ld = arg;
-    w->src = t;
+    if (!r->bias) w->src = t;
     if (is_matrix(r)) return load_matrix(ld, r, t, w);
     if (r->split == SH_LOOKUP || !ld->arena) return SH_OK;
-    sh_range part =
-        r->split == SH_BY_ROW ? ld->plan->local[r->rows] : (sh_range){0, (int)t->dim[0]};
-    SH_TRY(sh_alloc(&w->vec, (size_t)sh_range_n(part), sizeof *w->vec, t->name));
-    sh_dtypes[t->dtype].to_f32(w->vec, t->data + sh_dtype_bytes(t->dtype, (size_t)part.lo),
-                               (size_t)sh_range_n(part));
+    sh_range part = rows_of(ld, r);
+    size_t n = (size_t)sh_range_n(part);
+    float **v = r->bias ? &w->bias : &w->vec;
+    SH_TRY(sh_alloc(v, n, sizeof **v, t->name));
+    sh_dtypes[t->dtype].to_f32(*v, t->data + sh_dtype_bytes(t->dtype, (size_t)part.lo), n);
     return SH_OK;
 }
 
@@ -148,7 +156,7 @@ static sh_err begin(sh_weights *w, const sh_config *c, const sh_plan *p)
 size_t sh_weights_bytes(const sh_config *c, const sh_model_file *m, const sh_plan *p)
 {
     sh_weights w;
-    load ld = {.plan = p};
+    load ld = {.config = c, .plan = p};
     if (begin(&w, c, p) == SH_OK) (void)visit(&w, m, load_one, &ld); /* counting does not fail */
     sh_weights_free(&w);
     return ld.n_bytes;
@@ -158,7 +166,7 @@ sh_err sh_weights_load(sh_weights *w, const sh_config *c, const sh_model_file *m
                        sh_pool *pool)
 {
     sh_err err;
-    load ld = {.plan = p, .pool = pool, .mapped = m->file.mapped};
+    load ld = {.config = c, .plan = p, .pool = pool, .mapped = m->file.mapped};
     size_t n_bytes = sh_weights_bytes(c, m, p);
     SH_TRY(begin(w, c, p));
     w->n_bytes = n_bytes;
@@ -171,15 +179,19 @@ out:
     return err;
 }
 
+static void free_vectors(const sh_tensor_row *row, void *fields)
+{
+    for (const sh_tensor_row *r = row; r->gguf; r++) {
+        sh_weight *w = (sh_weight *)((char *)fields + r->field);
+        free(r->bias ? w->bias : w->vec);
+    }
+}
+
 void sh_weights_free(sh_weights *w)
 {
-    if (w->layer)
-        for (int l = 0; l < sh_range_n(w->plan->layer); l++)
-            for (const sh_tensor_row *r = w->config->family->layer; r->gguf; r++)
-                free(((sh_weight *)((char *)&w->layer[l] + r->field))->vec);
-    if (w->config)
-        for (const sh_tensor_row *r = w->config->family->ends; r->gguf; r++)
-            free(((sh_weight *)((char *)&w->ends + r->field))->vec);
+    for (int l = 0; w->layer && l < sh_range_n(w->plan->layer); l++)
+        free_vectors(w->config->family->layer, &w->layer[l]);
+    if (w->config) free_vectors(w->config->family->ends, &w->ends);
     free(w->layer);
     sh_unmap(w->arena, w->n_bytes);
     *w = (sh_weights){0};

@@ -21,8 +21,9 @@ static const struct {
     int n_layer;
     double n_param; /* as its makers count them */
 } shapes[] = {
-    {"tinyllama", 22, 1.100e9}, {"llama2-7b", 32, 6.738e9}, {"llama2-13b", 40, 13.016e9},
-    {"llama3-8b", 32, 8.030e9}, {"nanollama", 12, 0.304e9},
+    {"tinyllama", 22, 1.100e9},    {"llama2-7b", 32, 6.738e9},   {"llama2-13b", 40, 13.016e9},
+    {"llama3-8b", 32, 8.030e9},    {"nanollama", 12, 0.304e9},   {"gpt2", 12, 0.1244e9},
+    {"gpt2-medium", 24, 0.3548e9}, {"gpt2-large", 36, 0.7740e9}, {"gpt2-xl", 48, 1.5576e9},
 };
 
 static sh_model_file *open_shape(const char *name, const char *type, const char *seed)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/*.json: the logits of tiny random llama models, computed here in float64 straight
-from the papers' formulas and not from our code. Needs numpy; with --transformers also torch and
-transformers, whose LlamaForCausalLM then has to agree. Not run by the tests: they read its files.
+"""Makes tests/golden/*.json: the logits of tiny random models of each family, computed here in float64
+straight from the papers' formulas and not from our code. Needs numpy; with --transformers also torch
+and transformers, whose LlamaForCausalLM or GPT2LMHeadModel then has to agree. Not run by the tests:
+they read its files.
 
     python3 tests/golden/make_golden.py build/tests/mkmodel [--transformers]
 
@@ -29,6 +30,8 @@ CASES = {
                    "--rope-linear 4",
     "rope-llama3": "--layers 2 --heads 4 --kv-heads 2 --head-dim 32 --embd 64 --ff 128 "
                    "--rope-llama3 --rope-base 500000",
+    "gpt2-tied": "--family gpt2 --layers 3 --heads 12 --head-dim 8 --embd 96 --ff 224 --tied",
+    "gpt2-untied": "--family gpt2 --layers 2 --heads 5 --head-dim 12 --embd 60 --ff 88",
 }
 N_IDS = 150  # more than two pages of the cache
 
@@ -38,14 +41,15 @@ class Model:
         self.bytes = path.read_bytes()
         self.header = gguf.Header(self.bytes)
         meta = self.header.meta
-        get = lambda key, default=None: meta.get(f"llama.{key}", default)
+        self.family = meta["general.architecture"].decode()
+        get = lambda key, default=None: meta.get(f"{self.family}.{key}", default)
         self.n_ctx = get("context_length")
         self.n_layer = get("block_count")
         self.n_embd = get("embedding_length")
         self.n_head = get("attention.head_count")
         self.n_kv_head = get("attention.head_count_kv", self.n_head)
         self.head_dim = get("attention.key_length", self.n_embd // self.n_head)
-        self.eps = get("attention.layer_norm_rms_epsilon")
+        self.eps = get("attention.layer_norm_rms_epsilon", get("attention.layer_norm_epsilon"))
         self.n_rot = get("rope.dimension_count", self.head_dim)
         self.base = get("rope.freq_base", 10000.0)
         self.scaling = get("rope.scaling.type", b"none").decode()
@@ -101,7 +105,33 @@ def attention(q, k, v):
     return np.einsum("hij,jhd->ihd", weight, v).reshape(n_tok, -1)
 
 
-def last_logits(m, ids):
+def layer_norm(x, gain, bias, eps):
+    """Ba, Kiros & Hinton 2016, arXiv:1607.06450."""
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * gain + bias
+
+
+def gelu(x):
+    """Hendrycks & Gimpel 2016, arXiv:1606.08415: the approximation by tanh."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+
+
+def gpt2_logits(m, ids):
+    """After each id: (n_tok, n_vocab). Radford et al. 2019; fused Q, K and V stand in that order."""
+    norm = lambda x, name: layer_norm(x, m.tensor(f"{name}.weight"), m.tensor(f"{name}.bias"), m.eps)
+    linear = lambda x, name: x @ m.tensor(f"{name}.weight").T + m.tensor(f"{name}.bias")
+    heads = lambda x: x.reshape(len(ids), m.n_head, m.head_dim)
+    x = m.tensor("token_embd.weight")[ids] + m.tensor("position_embd.weight")[:len(ids)]
+    for i in range(m.n_layer):
+        at = f"blk.{i}."
+        q, k, v = np.split(linear(norm(x, at + "attn_norm"), at + "attn_qkv"), 3, axis=1)
+        x = x + linear(attention(heads(q), heads(k), heads(v)), at + "attn_output")
+        x = x + linear(gelu(linear(norm(x, at + "ffn_norm"), at + "ffn_up")), at + "ffn_down")
+    head = "output.weight" if m.has("output.weight") else "token_embd.weight"
+    return norm(x, "output_norm") @ m.tensor(head).T
+
+
+def llama_logits(m, ids):
     x = m.tensor("token_embd.weight")[ids]
     angle = np.arange(len(ids))[:, None] * m.angles_per_position()[None, :]
     for i in range(m.n_layer):
@@ -115,11 +145,37 @@ def last_logits(m, ids):
         gate = h @ w("ffn_gate").T
         x = x + (gate / (1 + np.exp(-gate)) * (h @ w("ffn_up").T)) @ w("ffn_down").T
     head = "output.weight" if m.has("output.weight") else "token_embd.weight"
-    return rms_norm(x[-1], m.tensor("output_norm.weight"), m.eps) @ m.tensor(head).T
+    return rms_norm(x, m.tensor("output_norm.weight"), m.eps) @ m.tensor(head).T
 
 
-def transformers_logits(m, ids):
-    """The same from Hugging Face's LlamaForCausalLM, whose rotary pairs are (i, i + head_dim / 2)."""
+def transformers_gpt2(m):
+    """GPT2LMHeadModel with the same weights: its matrices are transposed."""
+    import torch
+    import transformers
+
+    tied = not m.has("output.weight")
+    config = transformers.GPT2Config(
+        vocab_size=m.n_vocab, n_positions=m.n_ctx, n_embd=m.n_embd, n_layer=m.n_layer,
+        n_head=m.n_head, n_inner=m.header.tensors["blk.0.ffn_up.weight"][1][1],
+        layer_norm_epsilon=m.eps, tie_word_embeddings=tied, attn_implementation="eager")
+    model = transformers.GPT2LMHeadModel(config).double().eval()
+    state = {"transformer.wte.weight": m.tensor("token_embd.weight"),
+             "transformer.wpe.weight": m.tensor("position_embd.weight"),
+             "transformer.ln_f.weight": m.tensor("output_norm.weight"),
+             "transformer.ln_f.bias": m.tensor("output_norm.bias"),
+             "lm_head.weight": m.tensor("token_embd.weight" if tied else "output.weight")}
+    names = {"attn_norm": "ln_1", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj",
+             "ffn_norm": "ln_2", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+    for i in range(m.n_layer):
+        for ours, theirs in names.items():
+            for kind in "weight", "bias":
+                state[f"transformer.h.{i}.{theirs}.{kind}"] = m.tensor(f"blk.{i}.{ours}.{kind}").T
+    model.load_state_dict({k: torch.tensor(np.ascontiguousarray(v)) for k, v in state.items()})
+    return model
+
+
+def transformers_llama(m):
+    """LlamaForCausalLM with the same weights: its rotary pairs are (i, i + head_dim / 2)."""
     import torch
     import transformers
 
@@ -157,8 +213,17 @@ def transformers_logits(m, ids):
             t = unpermute(t, m.n_kv_head) if ours == "attn_k" else t
             state[f"model.layers.{i}.{theirs}.weight"] = t
     model.load_state_dict({k: torch.tensor(np.ascontiguousarray(v)) for k, v in state.items()})
+    return model
+
+
+FAMILIES = {"llama": (llama_logits, transformers_llama), "gpt2": (gpt2_logits, transformers_gpt2)}
+
+
+def transformers_logits(model, ids):
+    import torch
+
     with torch.no_grad():
-        return model(torch.tensor([ids.tolist()])).logits[0, -1].numpy()
+        return model(torch.tensor([ids.tolist()])).logits[0].numpy()
 
 
 def main():
@@ -170,13 +235,15 @@ def main():
             subprocess.run([sys.argv[1], *args.split(), str(path)], check=True)
             model = Model(path)
             ids = (np.arange(N_IDS) * 7919 + 3) % model.n_vocab
-            logits = last_logits(model, ids)
+            ours, theirs = FAMILIES[model.family]
+            logits = ours(model, ids)
             if "--transformers" in sys.argv:
-                other = transformers_logits(model, ids)
+                other = transformers_logits(theirs(model), ids)
                 worst = np.abs(other - logits).max()
                 print(f"{name}: transformers differs by at most {worst:.3g} "
                       f"of {np.abs(logits).max():.3g}")
                 assert worst < 1e-5 * np.abs(logits).max()
+            logits = logits[-1]
             golden = {"mkmodel": args.split(), "sha256": hashlib.sha256(model.bytes).hexdigest(),
                       "ids": ids.tolist(), "logits": [float(f"{x:.9g}") for x in logits]}
             (HERE / f"{name}.json").write_text(json.dumps(golden) + "\n")

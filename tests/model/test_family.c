@@ -47,6 +47,7 @@ static void test_good(void **state)
         sh_model_file *m = tiny_open(&t);
         OK(sh_config_read(&c, m));
         assert_string_equal(c.family->name, "llama");
+        assert_true(c.norm == SH_NORM_RMS && c.act == SH_ACT_SILU && !c.learned_pos);
         assert_true(c.n_layer == 2 && c.n_head == 4 && c.n_kv_head == 2 && c.head_dim == 16);
         assert_true(c.dim[SH_DIM_EMBD] == 64 && c.dim[SH_DIM_Q] == 64 && c.dim[SH_DIM_KV] == 32);
         assert_true(c.dim[SH_DIM_FF] == 96 && c.dim[SH_DIM_VOCAB] == 50 && c.n_rot == 16);
@@ -83,37 +84,90 @@ static void test_tied(void **state)
     sh_model_file_close(m);
 }
 
-/* Each tensor that is not optional, left out, renamed, and of another shape. */
+/* The rows of a table that are parts of one tensor lie in it one after the other, and make it up.
+ */
+static void check_parts(const sh_config *c, const sh_model_file *m, const sh_tensor_row *rows)
+{
+    for (const sh_tensor_row *r = rows; r->gguf; r++) {
+        const sh_tensor *t = sh_family_tensor(m, r, rows == c->family->layer ? 1 : -1);
+        if (!t && r->optional) continue;
+        int64_t n = r->cols == SH_DIM_ONE ? t->dim[0] : t->dim[1];
+        bool last = !r[1].gguf || strcmp(r[1].gguf, r->gguf) != 0;
+        sh_range part = sh_family_part(c, r);
+        assert_int_equal(part.lo, r->part ? sh_family_part(c, r - 1).hi : 0);
+        assert_int_equal(sh_range_n(part), c->dim[r->rows]);
+        assert_int_equal(sh_family_bytes(c, r, t) * (size_t)n,
+                         t->n_bytes * (size_t)sh_range_n(part));
+        if (r->part) assert_string_equal(r[-1].gguf, r->gguf);
+        if (last) assert_int_equal(part.hi, n);
+    }
+}
+
+/* Whatever the family: the whole file is taken; each tensor, left out or of another shape, is
+ * missed; its own epsilon and context count. */
+static void test_every_family(void **state)
+{
+    (void)state;
+    for (int f = 0; sh_families[f]; f++) {
+        tiny t = good;
+        sh_config c;
+        t.family = sh_families[f];
+        sh_model_file *m = tiny_open(&t);
+        OK(sh_config_read(&c, m));
+        assert_ptr_equal(c.family, sh_families[f]);
+        check_parts(&c, m, c.family->ends);
+        check_parts(&c, m, c.family->layer);
+        assert_true(c.norm_eps == 1e-5f);
+        assert_int_equal(c.n_ctx_max, c.learned_pos ? TINY_CTX : 1 << 28);
+        for (size_t i = 0; i < m->n_tensor; i++) {
+            const char *name = m->tensor[i].name;
+            if (strncmp(name, "blk.0.", 6) == 0) continue; /* blk.1. is as good */
+            tiny bad = t;
+            bad.shape = name;
+            if (strcmp(name, "token_embd.weight") == 0) /* it says how large the vocabulary is */
+                REFUSED(bad, "output.weight", "shape");
+            else
+                REFUSED(bad, name, "shape");
+            if (strcmp(name, "output.weight") == 0) continue; /* another serves instead */
+            bad.shape = NULL;
+            bad.without = name;
+            REFUSED(bad, name, "missing");
+        }
+        sh_model_file_close(m);
+    }
+}
+
+static void test_gpt2(void **state)
+{
+    tiny t = good;
+    sh_config c;
+    int layer;
+    (void)state;
+    t.family = &sh_family_gpt2;
+    t.n_kv_head = 4;
+    t.setf = "gpt2.attention.layer_norm_epsilon";
+    t.tof = 1e-3f;
+    sh_model_file *m = tiny_open(&t);
+    OK(sh_config_read(&c, m));
+    assert_true(c.norm == SH_NORM_LAYER && c.act == SH_ACT_GELU && c.learned_pos);
+    assert_true(c.norm_eps == 1e-3f && c.n_rot == 0 && c.n_ctx_max == TINY_CTX);
+    const sh_tensor_row *q = sh_family_row(&c, "blk.1.attn_qkv.weight", &layer);
+    assert_true(layer == 1 && q->part == 0 && q[1].part == 1 && q[2].part == 2 && q[3].part == 0);
+    assert_true(sh_family_part(&c, q + 2).lo == 128 && sh_family_part(&c, q + 2).hi == 192);
+    assert_true(sh_family_is_fine("position_embd.weight"));
+    assert_false(sh_family_is_fine("token_embd.weight"));
+    sh_model_file_close(m);
+    t.tof = NAN;
+    REFUSED(t, "epsilon");
+    t.setf = NULL;
+    t.set = "gpt2.context_length"; /* as many as there are learned positions */
+    t.to = 512;
+    REFUSED(t, "position_embd.weight", "512");
+}
+
 static void test_tensors(void **state)
 {
     (void)state;
-    for (const sh_tensor_row *ends = sh_family_llama.ends, *r = ends; r->gguf || ends;) {
-        if (!r->gguf) { /* then the rows of layers */
-            r = sh_family_llama.layer;
-            ends = NULL;
-            continue;
-        }
-        char name[64];
-        snprintf(name, sizeof name, "%s", r->gguf);
-        char *d = strstr(name, "%d");
-        if (d) {
-            d[0] = '1'; /* the last layer */
-            memmove(d + 1, d + 2, strlen(d + 2) + 1);
-        }
-        const sh_tensor_row *row = r++;
-        if (row->optional) continue;
-        tiny t = good;
-        if (!row->instead) {
-            t.without = name;
-            REFUSED(t, name, "missing");
-        }
-        t = good;
-        t.shape = name;
-        if (strcmp(name, "token_embd.weight") == 0) /* it says how large the vocabulary is */
-            REFUSED(t, "output.weight", "shape");
-        else
-            REFUSED(t, name, "shape");
-    }
     tiny t = good;
     t.without = "blk.1.ffn_up.weight";
     t.as = "blk.1.ffn_gate_up.weight";
@@ -212,10 +266,9 @@ static void test_metadata(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_good),
-        cmocka_unit_test(test_tied),
-        cmocka_unit_test(test_tensors),
-        cmocka_unit_test(test_metadata),
+        cmocka_unit_test(test_good),         cmocka_unit_test(test_tied),
+        cmocka_unit_test(test_every_family), cmocka_unit_test(test_gpt2),
+        cmocka_unit_test(test_tensors),      cmocka_unit_test(test_metadata),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* The forward pass against logits that tests/golden/make_golden.py computed in float64, from the
- * formulas of the papers: tied and separate heads, grouped KV heads, odd sizes, scaled rotation. */
+ * formulas of the papers, for every family: tied and separate heads, grouped KV heads, odd sizes,
+ * scaled rotation. */
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
@@ -63,7 +64,7 @@ static void forward(sh_forward *f, const uint32_t *ids, int n, float *logits)
         sh_step_clear(&step);
         OK(sh_step_add_seq(&step, (sh_step_seq){0, (uint32_t)at, (uint32_t)n_tok, true, last}));
         OK(sh_kv_apply(f->kv, &step));
-        sh_forward_embed(f, x, ids + at, n_tok);
+        sh_forward_embed(f, &step, ids + at, x);
         OK(sh_forward_layers(f, &step, x));
         if (last) OK(sh_forward_head(f, &step, x, logits));
     }
@@ -155,7 +156,8 @@ static void test_logits(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {GOLDEN("tied"), GOLDEN("untied-gqa"), GOLDEN("odd-head-dim"),
-                                       GOLDEN("rope-linear"), GOLDEN("rope-llama3")};
+    const struct CMUnitTest tests[] = {
+        GOLDEN("tied"),        GOLDEN("untied-gqa"), GOLDEN("odd-head-dim"), GOLDEN("rope-linear"),
+        GOLDEN("rope-llama3"), GOLDEN("gpt2-tied"),  GOLDEN("gpt2-untied")};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

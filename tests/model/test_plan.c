@@ -17,7 +17,10 @@ static int random_in(int lo, int hi) /* [lo, hi] */
 
 static tiny random_tiny(void)
 {
-    tiny t = {.n_layer = random_in(1, 12),
+    int n_family = 0;
+    while (sh_families[n_family]) n_family++;
+    tiny t = {.family = sh_families[random_in(0, n_family - 1)],
+              .n_layer = random_in(1, 12),
               .n_embd = 32 * random_in(1, 3),
               .n_kv_head = random_in(1, 5),
               .head_dim = PICK(2, 8, 16, 20, 32, 48, 64, 80),

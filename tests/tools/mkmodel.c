@@ -1,6 +1,5 @@
-/* Makes a llama model file with random weights and a small SentencePiece-kind vocabulary: for
- * tests, and for the demo while there is no trained model. The same arguments give the same bytes
- * everywhere. */
+/* Makes a model file of family llama or gpt2 with random weights and a small SentencePiece-kind
+ * vocabulary, for tests. The same arguments give the same bytes everywhere. */
 #define _GNU_SOURCE
 #include <getopt.h>
 #include <math.h>
@@ -15,6 +14,7 @@ enum { N_FIXED = 259, PIECE_BYTES = 24 }; /* unknown, begin, end, 256 bytes; the
 enum { TOKEN_NORMAL = 1, TOKEN_UNKNOWN = 2, TOKEN_CONTROL = 3, TOKEN_BYTE = 6 };
 
 typedef struct options {
+    const char *family;
     int n_layer, n_embd, n_head, n_kv_head, head_dim, n_ff, n_vocab, n_ctx;
     sh_dtype dtype;
     float rope_base, rope_linear;
@@ -67,15 +67,25 @@ static sh_err matrix(maker *k, const char *name, int rows, int cols, float std, 
     return SH_OK;
 }
 
-/* (n) near 1. */
-static sh_err norm(maker *k, const char *name, int n)
+/* (n) with that mean and standard deviation. */
+static sh_err vector(maker *k, const char *name, int n, float mean, float std)
 {
     if (k->adding) {
         sh_gguf_add_tensor(k->w, name, SH_F32, 1, (int64_t[]){n});
         return SH_OK;
     }
-    for (int i = 0; i < n; i++) k->row[i] = 1.0f + 0.1f * normal(&k->random);
+    for (int i = 0; i < n; i++) k->row[i] = mean + std * normal(&k->random);
     return put_row(k, SH_F32, n);
+}
+
+static sh_err norm(maker *k, const char *name, int n)
+{
+    return vector(k, name, n, 1.0f, 0.1f);
+}
+
+static sh_err bias(maker *k, const char *name, int n)
+{
+    return vector(k, name, n, 0.0f, 0.2f);
 }
 
 /* The llama3 rule of frequency scaling as factors, (head_dim / 2), for a model that was made for
@@ -96,9 +106,7 @@ static sh_err rope_factors(maker *k)
     return put_row(k, SH_F32, n);
 }
 
-/* Standard deviations are such that activations stay near 1 and logits near 2.5; control and byte
- * tokens are quiet in the head, so that mostly words come out. */
-static sh_err tensors(maker *k)
+static sh_err llama_tensors(maker *k)
 {
     const options *o = &k->o;
     int q = o->n_head * o->head_dim, kv = o->n_kv_head * o->head_dim;
@@ -122,6 +130,49 @@ static sh_err tensors(maker *k)
     }
     SH_TRY(norm(k, "output_norm.weight", o->n_embd));
     return o->tied ? SH_OK : matrix(k, "output.weight", o->n_vocab, o->n_embd, head, N_FIXED);
+}
+
+static sh_err gpt2_tensors(maker *k)
+{
+    const options *o = &k->o;
+    int q = o->n_head * o->head_dim, qkv = q + 2 * o->n_kv_head * o->head_dim;
+    float in = 1.0f / sqrtf((float)o->n_embd), head = 2.5f * in;
+    SH_TRY(matrix(k, "token_embd.weight", o->n_vocab, o->n_embd, o->tied ? head : 1.0f,
+                  o->tied ? N_FIXED : 0));
+    SH_TRY(matrix(k, "position_embd.weight", o->n_ctx, o->n_embd, o->tied ? head : 0.5f, 0));
+    for (int i = 0; i < o->n_layer; i++) {
+        char name[64];
+#define NAME(what) (snprintf(name, sizeof name, "blk.%d." what, i), name)
+        SH_TRY(norm(k, NAME("attn_norm.weight"), o->n_embd));
+        SH_TRY(bias(k, NAME("attn_norm.bias"), o->n_embd));
+        SH_TRY(matrix(k, NAME("attn_qkv.weight"), qkv, o->n_embd, 1.1f * in, 0));
+        SH_TRY(bias(k, NAME("attn_qkv.bias"), qkv));
+        SH_TRY(matrix(k, NAME("attn_output.weight"), o->n_embd, q, 1.0f / sqrtf((float)q), 0));
+        SH_TRY(bias(k, NAME("attn_output.bias"), o->n_embd));
+        SH_TRY(norm(k, NAME("ffn_norm.weight"), o->n_embd));
+        SH_TRY(bias(k, NAME("ffn_norm.bias"), o->n_embd));
+        SH_TRY(matrix(k, NAME("ffn_up.weight"), o->n_ff, o->n_embd, in, 0));
+        SH_TRY(bias(k, NAME("ffn_up.bias"), o->n_ff));
+        SH_TRY(matrix(k, NAME("ffn_down.weight"), o->n_embd, o->n_ff, 1.5f / sqrtf((float)o->n_ff),
+                      0));
+        SH_TRY(bias(k, NAME("ffn_down.bias"), o->n_embd));
+#undef NAME
+    }
+    SH_TRY(norm(k, "output_norm.weight", o->n_embd));
+    SH_TRY(bias(k, "output_norm.bias", o->n_embd));
+    return o->tied ? SH_OK : matrix(k, "output.weight", o->n_vocab, o->n_embd, head, N_FIXED);
+}
+
+static bool is_gpt2(const options *o)
+{
+    return strcmp(o->family, "gpt2") == 0;
+}
+
+/* Standard deviations are such that activations stay near 1 and logits near 2.5; control and byte
+ * tokens are quiet in the head, so that mostly words come out. */
+static sh_err tensors(maker *k)
+{
+    return is_gpt2(&k->o) ? gpt2_tensors(k) : llama_tensors(k);
 }
 
 typedef char piece[PIECE_BYTES];
@@ -217,6 +268,14 @@ out:
     return err;
 }
 
+/* "<family>.<what>" */
+static void put_u32(maker *k, const char *what, int v)
+{
+    char key[64];
+    snprintf(key, sizeof key, "%s.%s", k->o.family, what);
+    sh_gguf_put_u32(k->w, key, (uint32_t)v);
+}
+
 static void metadata(maker *k)
 {
     static const uint32_t file_type[SH_N_DTYPE] = {
@@ -225,27 +284,32 @@ static void metadata(maker *k)
     char name[64];
     snprintf(name, sizeof name, "random %d x %d, seed %llu", o->n_layer, o->n_embd,
              (unsigned long long)o->seed);
-    sh_gguf_put_str(k->w, "general.architecture", "llama", 5);
+    sh_gguf_put_str(k->w, "general.architecture", o->family, strlen(o->family));
     sh_gguf_put_str(k->w, "general.name", name, strlen(name));
     sh_gguf_put_u32(k->w, "general.file_type", file_type[o->dtype]);
-    sh_gguf_put_u32(k->w, "llama.context_length", (uint32_t)o->n_ctx);
-    sh_gguf_put_u32(k->w, "llama.embedding_length", (uint32_t)o->n_embd);
-    sh_gguf_put_u32(k->w, "llama.block_count", (uint32_t)o->n_layer);
-    sh_gguf_put_u32(k->w, "llama.feed_forward_length", (uint32_t)o->n_ff);
-    sh_gguf_put_u32(k->w, "llama.attention.head_count", (uint32_t)o->n_head);
-    sh_gguf_put_u32(k->w, "llama.attention.head_count_kv", (uint32_t)o->n_kv_head);
+    put_u32(k, "context_length", o->n_ctx);
+    put_u32(k, "embedding_length", o->n_embd);
+    put_u32(k, "block_count", o->n_layer);
+    put_u32(k, "feed_forward_length", o->n_ff);
+    put_u32(k, "attention.head_count", o->n_head);
+    if (!is_gpt2(o) || o->n_kv_head != o->n_head)
+        put_u32(k, "attention.head_count_kv", o->n_kv_head);
     if (o->head_dim * o->n_head != o->n_embd) {
-        sh_gguf_put_u32(k->w, "llama.attention.key_length", (uint32_t)o->head_dim);
-        sh_gguf_put_u32(k->w, "llama.attention.value_length", (uint32_t)o->head_dim);
+        put_u32(k, "attention.key_length", o->head_dim);
+        put_u32(k, "attention.value_length", o->head_dim);
+    }
+    if (is_gpt2(o)) {
+        sh_gguf_put_f32(k->w, "gpt2.attention.layer_norm_epsilon", 1e-5f);
+        return;
     }
     sh_gguf_put_f32(k->w, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
-    sh_gguf_put_u32(k->w, "llama.rope.dimension_count", (uint32_t)o->head_dim);
+    put_u32(k, "rope.dimension_count", o->head_dim);
     sh_gguf_put_f32(k->w, "llama.rope.freq_base", o->rope_base);
     if (o->rope_linear > 0) {
         sh_gguf_put_str(k->w, "llama.rope.scaling.type", "linear", 6);
         sh_gguf_put_f32(k->w, "llama.rope.scaling.factor", o->rope_linear);
     }
-    sh_gguf_put_u32(k->w, "llama.vocab_size", (uint32_t)o->n_vocab);
+    put_u32(k, "vocab_size", o->n_vocab);
 }
 
 static sh_err make(const char *path, const options *o)
@@ -254,7 +318,8 @@ static sh_err make(const char *path, const options *o)
     int widest = o->n_ff;
     sh_err err, closed;
     if (o->n_embd > widest) widest = o->n_embd;
-    if (o->n_head * o->head_dim > widest) widest = o->n_head * o->head_dim;
+    int qkv = (o->n_head + 2 * o->n_kv_head) * o->head_dim;
+    if (qkv > widest) widest = qkv;
     SH_GOTO(sh_alloc(&k.row, (size_t)widest, sizeof *k.row, "a row"));
     SH_GOTO(sh_alloc(&k.packed, (size_t)widest, sizeof *k.row, "a row"));
     SH_GOTO(sh_gguf_create(&k.w, path));
@@ -272,6 +337,9 @@ out:
 
 static sh_err check(options *o)
 {
+    if (!is_gpt2(o) && strcmp(o->family, "llama") != 0)
+        return sh_fail(SH_EARG, "--family must be llama or gpt2");
+    if (!o->n_kv_head) o->n_kv_head = is_gpt2(o) ? o->n_head : 2;
     if (!o->head_dim) o->head_dim = o->n_head > 0 ? o->n_embd / o->n_head : 0;
     const int all[] = {o->n_layer,  o->n_embd, o->n_head, o->n_kv_head,
                        o->head_dim, o->n_ff,   o->n_ctx};
@@ -288,16 +356,22 @@ static sh_err check(options *o)
 
 int main(int argc, char **argv)
 {
-    options o = {2, 64, 4, 2, 0, 160, 512, 256, SH_F32, 10000.0f, 0, false, false, 1};
+    options o = {"llama", 2, 64, 4, 0, 0, 160, 512, 256, SH_F32, 10000.0f, 0, false, false, 1};
     static const struct option flags[] = {
-        {"layers", 1, 0, 'l'},    {"embd", 1, 0, 'e'},        {"heads", 1, 0, 'h'},
-        {"kv-heads", 1, 0, 'k'},  {"head-dim", 1, 0, 'd'},    {"ff", 1, 0, 'f'},
-        {"vocab", 1, 0, 'v'},     {"ctx", 1, 0, 'c'},         {"type", 1, 0, 't'},
-        {"rope-base", 1, 0, 'b'}, {"rope-linear", 1, 0, 'r'}, {"rope-llama3", 0, 0, '3'},
-        {"tied", 0, 0, 'T'},      {"seed", 1, 0, 's'},        {0},
+        {"layers", 1, 0, 'l'},      {"embd", 1, 0, 'e'},
+        {"heads", 1, 0, 'h'},       {"kv-heads", 1, 0, 'k'},
+        {"head-dim", 1, 0, 'd'},    {"ff", 1, 0, 'f'},
+        {"vocab", 1, 0, 'v'},       {"ctx", 1, 0, 'c'},
+        {"type", 1, 0, 't'},        {"rope-base", 1, 0, 'b'},
+        {"rope-linear", 1, 0, 'r'}, {"rope-llama3", 0, 0, '3'},
+        {"tied", 0, 0, 'T'},        {"seed", 1, 0, 's'},
+        {"family", 1, 0, 'F'},      {0},
     };
     int type = SH_F32;
     for (int c; (c = getopt_long(argc, argv, "", flags, NULL)) != -1;) switch (c) {
+        case 'F':
+            o.family = optarg;
+            break;
         case 'l':
             o.n_layer = atoi(optarg);
             break;

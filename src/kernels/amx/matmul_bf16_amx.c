@@ -159,8 +159,8 @@ INLINE void block(const bool two_tiles, const bool two_panels, const job *j, con
             if (two_panels) _tile_dpbf16ps(3, 5, 7);
             /* the lines of y that will be written come while the sums are made */
             for (int i = 0; i < per_run && line < j->n; i++, line++) {
-                _m_prefetchw(j->y + (size_t)line * j->ldy);
-                if (two_panels) _m_prefetchw(j->y + (size_t)line * j->ldy + SH_LANES);
+                __builtin_prefetch(j->y + (size_t)line * j->ldy, 1);
+                if (two_panels) __builtin_prefetch(j->y + (size_t)line * j->ldy + SH_LANES, 1);
             }
             for (int r = 0; r < j->n_next; r++)
                 _mm_prefetch(j->next + (size_t)r * j->ldx + (size_t)k * 2, _MM_HINT_T1);

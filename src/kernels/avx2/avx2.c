@@ -11,6 +11,9 @@ static void overlay(sh_kernels *k)
     sh_attention_avx2(k);
     sh_attend_avx2(k);
     sh_peak_avx2(k);
+    sh_operands_avx2(k);
+    sh_train_avx2(k);
+    sh_adamw_avx2(k);
 }
 
 const sh_isa sh_isa_avx2 = {.name = "avx2", .needs = SH_CPU_AVX2, .overlay = overlay};

@@ -14,6 +14,9 @@ void sh_vector_avx2(sh_kernels *k);
 void sh_attention_avx2(sh_kernels *k);
 void sh_attend_avx2(sh_kernels *k);
 void sh_peak_avx2(sh_kernels *k);
+void sh_operands_avx2(sh_kernels *k);
+void sh_train_avx2(sh_kernels *k);
+void sh_adamw_avx2(sh_kernels *k);
 
 enum { SH_AHEAD = 4096 }; /* bytes of weights that are asked for ahead of their use */
 

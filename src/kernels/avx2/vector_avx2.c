@@ -107,6 +107,38 @@ static void rmsnorm(float *y, const float *x, const float *g, int n, float eps)
     for (; i < n; i++) y[i] = g[i] * (x[i] * r);
 }
 
+static void layernorm(float *y, const float *x, const float *g, const float *b, int n, float eps)
+{
+    float lane[SH_LANES];
+    __m256 s0 = _mm256_setzero_ps(), s1 = s0, q0 = s0, q1 = s0;
+    int whole = n / SH_LANES * SH_LANES, i;
+    for (i = 0; i < whole; i += SH_LANES) {
+        s0 = _mm256_add_ps(s0, _mm256_loadu_ps(x + i));
+        s1 = _mm256_add_ps(s1, _mm256_loadu_ps(x + i + 8));
+    }
+    _mm256_storeu_ps(lane, s0);
+    _mm256_storeu_ps(lane + 8, s1);
+    for (; i < n; i++) lane[i % SH_LANES] += x[i];
+    float mean = sh_sum_lanes(lane) / (float)n;
+    const __m256 m = _mm256_set1_ps(mean);
+    for (i = 0; i < whole; i += SH_LANES) {
+        __m256 u = _mm256_sub_ps(_mm256_loadu_ps(x + i), m);
+        __m256 v = _mm256_sub_ps(_mm256_loadu_ps(x + i + 8), m);
+        q0 = _mm256_fmadd_ps(u, u, q0);
+        q1 = _mm256_fmadd_ps(v, v, q1);
+    }
+    _mm256_storeu_ps(lane, q0);
+    _mm256_storeu_ps(lane + 8, q1);
+    for (; i < n; i++) lane[i % SH_LANES] = fmaf(x[i] - mean, x[i] - mean, lane[i % SH_LANES]);
+    float r = 1.0f / sqrtf(sh_sum_lanes(lane) / (float)n + eps);
+    const __m256 rv = _mm256_set1_ps(r);
+    for (i = 0; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + i), m), rv);
+        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(_mm256_loadu_ps(g + i), v, _mm256_loadu_ps(b + i)));
+    }
+    for (; i < n; i++) y[i] = fmaf(g[i], (x[i] - mean) * r, b[i]);
+}
+
 static void add(float *y, const float *x, size_t n)
 {
     size_t i = 0;
@@ -125,6 +157,23 @@ static void silu_mul(float *g, const float *u, size_t n)
         _mm256_storeu_ps(g + i, v);
     }
     for (; i < n; i++) g[i] = g[i] / (1.0f + sh_expf(-g[i])) * u[i];
+}
+
+static void gelu(float *x, size_t n)
+{
+    const __m256 one = _mm256_set1_ps(1.0f), minus = _mm256_set1_ps(-0.0f);
+    const __m256 c1 = _mm256_set1_ps(SH_GELU_1), c3 = _mm256_set1_ps(SH_GELU_3);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_loadu_ps(x + i);
+        __m256 u = _mm256_mul_ps(v, _mm256_fmadd_ps(_mm256_mul_ps(v, v), c3, c1));
+        __m256 e = sh_exp_avx2(_mm256_xor_ps(u, minus));
+        _mm256_storeu_ps(x + i, _mm256_div_ps(v, _mm256_add_ps(one, e)));
+    }
+    for (; i < n; i++) {
+        float u = x[i] * fmaf(x[i] * x[i], SH_GELU_3, SH_GELU_1);
+        x[i] = x[i] / (1.0f + sh_expf(-u));
+    }
 }
 
 static void rope(float *x, const float *c, const float *s, int n_head, int head_dim, int n_rot)
@@ -153,7 +202,9 @@ void sh_vector_avx2(sh_kernels *k)
     k->prepare[SH_FORM_BF16] = prepare_bf16;
     k->prepare[SH_FORM_I8] = prepare_i8;
     k->rmsnorm = rmsnorm;
+    k->layernorm = layernorm;
     k->add = add;
     k->silu_mul = silu_mul;
+    k->gelu = gelu;
     k->rope = rope;
 }

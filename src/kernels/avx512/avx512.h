@@ -12,6 +12,9 @@ void sh_matmul_avx512(sh_kernels *k);
 void sh_vector_avx512(sh_kernels *k);
 void sh_attention_avx512(sh_kernels *k);
 void sh_peak_avx512(sh_kernels *k);
+void sh_operands_avx512(sh_kernels *k);
+void sh_train_avx512(sh_kernels *k);
+void sh_adamw_avx512(sh_kernels *k);
 
 /* The first n lanes; n may be more than 16. */
 INLINE __mmask16 first_lanes(int n)

@@ -73,6 +73,29 @@ static void rmsnorm(float *y, const float *x, const float *g, int n, float eps)
     }
 }
 
+static void layernorm(float *y, const float *x, const float *g, const float *b, int n, float eps)
+{
+    __m512 sum = _mm512_setzero_ps(), square = sum;
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 live = first_lanes(n - i);
+        sum = _mm512_mask_add_ps(sum, live, sum, _mm512_maskz_loadu_ps(live, x + i));
+    }
+    const __m512 mean = _mm512_set1_ps(sum_halves(sum) / (float)n);
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 live = first_lanes(n - i);
+        __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(live, x + i), mean);
+        square = _mm512_mask3_fmadd_ps(d, d, square, live);
+    }
+    const __m512 r = _mm512_set1_ps(1.0f / sqrtf(sum_halves(square) / (float)n + eps));
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 live = first_lanes(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(live, x + i), mean), r);
+        v = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(live, g + i), v,
+                            _mm512_maskz_loadu_ps(live, b + i));
+        _mm512_mask_storeu_ps(y + i, live, v);
+    }
+}
+
 static void add(float *y, const float *x, size_t n)
 {
     size_t i = 0;
@@ -90,6 +113,19 @@ static void silu_mul(float *g, const float *u, size_t n)
         __m512 e = exp16(_mm512_xor_ps(v, sign));
         __m512 s = _mm512_div_ps(v, _mm512_add_ps(one, e));
         _mm512_mask_storeu_ps(g + i, m, _mm512_mul_ps(s, _mm512_maskz_loadu_ps(m, u + i)));
+    }
+}
+
+static void gelu(float *x, size_t n)
+{
+    const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
+    const __m512 c1 = _mm512_set1_ps(SH_GELU_1), c3 = _mm512_set1_ps(SH_GELU_3);
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = first_lanes(n - i >= 16 ? 16 : (int)(n - i));
+        __m512 v = _mm512_maskz_loadu_ps(m, x + i);
+        __m512 u = _mm512_mul_ps(v, _mm512_fmadd_ps(_mm512_mul_ps(v, v), c3, c1));
+        __m512 e = exp16(_mm512_xor_ps(u, sign));
+        _mm512_mask_storeu_ps(x + i, m, _mm512_div_ps(v, _mm512_add_ps(one, e)));
     }
 }
 
@@ -120,7 +156,9 @@ void sh_vector_avx512(sh_kernels *k)
     k->prepare[SH_FORM_BF16] = prepare_bf16;
     k->prepare[SH_FORM_I8] = prepare_i8;
     k->rmsnorm = rmsnorm;
+    k->layernorm = layernorm;
     k->add = add;
     k->silu_mul = silu_mul;
+    k->gelu = gelu;
     k->rope = rope;
 }

@@ -8,5 +8,8 @@ void sh_matmul_c(sh_kernels *k);
 void sh_vector_c(sh_kernels *k);
 void sh_attention_c(sh_kernels *k);
 void sh_peak_c(sh_kernels *k);
+void sh_operands_c(sh_kernels *k);
+void sh_train_c(sh_kernels *k);
+void sh_adamw_c(sh_kernels *k);
 
 #endif

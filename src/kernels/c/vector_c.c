@@ -68,6 +68,19 @@ static void rmsnorm(float *y, const float *x, const float *g, int n, float eps)
     for (int i = 0; i < n; i++) y[i] = g[i] * (x[i] * r);
 }
 
+static void layernorm(float *y, const float *x, const float *g, const float *b, int n, float eps)
+{
+    float lane[SH_LANES] = {0}, square[SH_LANES] = {0};
+    for (int i = 0; i < n; i++) lane[i % SH_LANES] += x[i];
+    float mean = sh_sum_lanes(lane) / (float)n;
+    for (int i = 0; i < n; i++) {
+        float d = x[i] - mean;
+        square[i % SH_LANES] = fmaf(d, d, square[i % SH_LANES]);
+    }
+    float r = 1.0f / sqrtf(sh_sum_lanes(square) / (float)n + eps);
+    for (int i = 0; i < n; i++) y[i] = fmaf(g[i], (x[i] - mean) * r, b[i]);
+}
+
 static void add(float *y, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++) y[i] += x[i];
@@ -76,6 +89,14 @@ static void add(float *y, const float *x, size_t n)
 static void silu_mul(float *g, const float *u, size_t n)
 {
     for (size_t i = 0; i < n; i++) g[i] = g[i] / (1.0f + sh_expf(-g[i])) * u[i];
+}
+
+static void gelu(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float u = x[i] * fmaf(x[i] * x[i], SH_GELU_3, SH_GELU_1);
+        x[i] = x[i] / (1.0f + sh_expf(-u));
+    }
 }
 
 static void rope(float *x, const float *c, const float *s, int n_head, int head_dim, int n_rot)
@@ -94,7 +115,9 @@ void sh_vector_c(sh_kernels *k)
     k->prepare[SH_FORM_BF16] = prepare_bf16;
     k->prepare[SH_FORM_I8] = prepare_i8;
     k->rmsnorm = rmsnorm;
+    k->layernorm = layernorm;
     k->add = add;
     k->silu_mul = silu_mul;
+    k->gelu = gelu;
     k->rope = rope;
 }

@@ -11,6 +11,9 @@ static void overlay(sh_kernels *k)
     sh_attention_neon(k);
     sh_attend_neon(k);
     sh_peak_neon(k);
+    sh_operands_neon(k);
+    sh_train_neon(k);
+    sh_adamw_neon(k);
 }
 
 const sh_isa sh_isa_neon = {.name = "neon", .needs = SH_CPU_NEON, .overlay = overlay};

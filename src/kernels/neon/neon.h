@@ -13,6 +13,9 @@ void sh_vector_neon(sh_kernels *k);
 void sh_attention_neon(sh_kernels *k);
 void sh_attend_neon(sh_kernels *k);
 void sh_peak_neon(sh_kernels *k);
+void sh_operands_neon(sh_kernels *k);
+void sh_train_neon(sh_kernels *k);
+void sh_adamw_neon(sh_kernels *k);
 
 enum { SH_AHEAD = 4096 }; /* bytes of weights that are asked for ahead of their use */
 

@@ -85,6 +85,33 @@ static void rmsnorm(float *y, const float *x, const float *g, int n, float eps)
     for (; i < n; i++) y[i] = g[i] * (x[i] * r);
 }
 
+static void layernorm(float *y, const float *x, const float *g, const float *b, int n, float eps)
+{
+    float lane[SH_LANES];
+    float32x4_t sum[4], square[4];
+    int whole = n / SH_LANES * SH_LANES, i;
+    for (int j = 0; j < 4; j++) sum[j] = square[j] = vdupq_n_f32(0);
+    for (i = 0; i < whole; i += SH_LANES)
+        for (int j = 0; j < 4; j++) sum[j] = vaddq_f32(sum[j], vld1q_f32(x + i + j * 4));
+    for (int j = 0; j < 4; j++) vst1q_f32(lane + j * 4, sum[j]);
+    for (; i < n; i++) lane[i % SH_LANES] += x[i];
+    float mean = sh_sum_lanes(lane) / (float)n;
+    const float32x4_t m = vdupq_n_f32(mean);
+    for (i = 0; i < whole; i += SH_LANES)
+        for (int j = 0; j < 4; j++) {
+            float32x4_t d = vsubq_f32(vld1q_f32(x + i + j * 4), m);
+            square[j] = vfmaq_f32(square[j], d, d);
+        }
+    for (int j = 0; j < 4; j++) vst1q_f32(lane + j * 4, square[j]);
+    for (; i < n; i++) lane[i % SH_LANES] = fmaf(x[i] - mean, x[i] - mean, lane[i % SH_LANES]);
+    float r = 1.0f / sqrtf(sh_sum_lanes(lane) / (float)n + eps);
+    for (i = 0; i + 4 <= n; i += 4) {
+        float32x4_t v = vmulq_n_f32(vsubq_f32(vld1q_f32(x + i), m), r);
+        vst1q_f32(y + i, vfmaq_f32(vld1q_f32(b + i), vld1q_f32(g + i), v));
+    }
+    for (; i < n; i++) y[i] = fmaf(g[i], (x[i] - mean) * r, b[i]);
+}
+
 static void add(float *y, const float *x, size_t n)
 {
     size_t i = 0;
@@ -101,6 +128,21 @@ static void silu_mul(float *g, const float *u, size_t n)
         vst1q_f32(g + i, vmulq_f32(vdivq_f32(v, vaddq_f32(one, e)), vld1q_f32(u + i)));
     }
     for (; i < n; i++) g[i] = g[i] / (1.0f + sh_expf(-g[i])) * u[i];
+}
+
+static void gelu(float *x, size_t n)
+{
+    const float32x4_t one = vdupq_n_f32(1.0f), c1 = vdupq_n_f32(SH_GELU_1);
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        float32x4_t v = vld1q_f32(x + i);
+        float32x4_t u = vmulq_f32(v, vfmaq_n_f32(c1, vmulq_f32(v, v), SH_GELU_3));
+        vst1q_f32(x + i, vdivq_f32(v, vaddq_f32(one, sh_exp_neon(vnegq_f32(u)))));
+    }
+    for (; i < n; i++) {
+        float u = x[i] * fmaf(x[i] * x[i], SH_GELU_3, SH_GELU_1);
+        x[i] = x[i] / (1.0f + sh_expf(-u));
+    }
 }
 
 static void rope(float *x, const float *c, const float *s, int n_head, int head_dim, int n_rot)
@@ -128,7 +170,9 @@ void sh_vector_neon(sh_kernels *k)
     k->prepare[SH_FORM_BF16] = prepare_bf16;
     k->prepare[SH_FORM_I8] = prepare_i8;
     k->rmsnorm = rmsnorm;
+    k->layernorm = layernorm;
     k->add = add;
     k->silu_mul = silu_mul;
+    k->gelu = gelu;
     k->rope = rope;
 }

@@ -10,47 +10,37 @@
 
 static const sh_tensor_row layer[] = {
     {L(attn_norm), "blk.%d.attn_norm.weight", "model.layers.%d.input_layernorm.weight", SH_DIM_EMBD,
-     SH_DIM_ONE, SH_WHOLE, NULL, false},
+     SH_DIM_ONE, .split = SH_WHOLE},
     {L(wq), "blk.%d.attn_q.weight", "model.layers.%d.self_attn.q_proj.weight", SH_DIM_Q,
-     SH_DIM_EMBD, SH_BY_ROW, NULL, false},
+     SH_DIM_EMBD, .split = SH_BY_ROW},
     {L(wk), "blk.%d.attn_k.weight", "model.layers.%d.self_attn.k_proj.weight", SH_DIM_KV,
-     SH_DIM_EMBD, SH_BY_ROW, NULL, false},
+     SH_DIM_EMBD, .split = SH_BY_ROW},
     {L(wv), "blk.%d.attn_v.weight", "model.layers.%d.self_attn.v_proj.weight", SH_DIM_KV,
-     SH_DIM_EMBD, SH_BY_ROW, NULL, false},
+     SH_DIM_EMBD, .split = SH_BY_ROW},
     {L(wo), "blk.%d.attn_output.weight", "model.layers.%d.self_attn.o_proj.weight", SH_DIM_EMBD,
-     SH_DIM_Q, SH_BY_COL, NULL, false},
+     SH_DIM_Q, .split = SH_BY_COL},
     {L(ffn_norm), "blk.%d.ffn_norm.weight", "model.layers.%d.post_attention_layernorm.weight",
-     SH_DIM_EMBD, SH_DIM_ONE, SH_WHOLE, NULL, false},
+     SH_DIM_EMBD, SH_DIM_ONE, .split = SH_WHOLE},
     {L(gate), "blk.%d.ffn_gate.weight", "model.layers.%d.mlp.gate_proj.weight", SH_DIM_FF,
-     SH_DIM_EMBD, SH_BY_ROW, NULL, false},
+     SH_DIM_EMBD, .split = SH_BY_ROW},
     {L(up), "blk.%d.ffn_up.weight", "model.layers.%d.mlp.up_proj.weight", SH_DIM_FF, SH_DIM_EMBD,
-     SH_BY_ROW, NULL, false},
+     .split = SH_BY_ROW},
     {L(down), "blk.%d.ffn_down.weight", "model.layers.%d.mlp.down_proj.weight", SH_DIM_EMBD,
-     SH_DIM_FF, SH_BY_COL, NULL, false},
+     SH_DIM_FF, .split = SH_BY_COL},
     {0},
 };
 
 static const sh_tensor_row ends[] = {
     {E(embd), "token_embd.weight", "model.embed_tokens.weight", SH_DIM_VOCAB, SH_DIM_EMBD,
-     SH_LOOKUP, NULL, false},
-    {E(out_norm), "output_norm.weight", "model.norm.weight", SH_DIM_EMBD, SH_DIM_ONE, SH_WHOLE,
-     NULL, false},
-    {E(head), "output.weight", "lm_head.weight", SH_DIM_VOCAB, SH_DIM_EMBD, SH_BY_ROW,
-     "token_embd.weight", false},
-    {E(rope_freqs), "rope_freqs.weight", NULL, SH_DIM_ROT, SH_DIM_ONE, SH_WHOLE, NULL, true},
+     .split = SH_LOOKUP},
+    {E(out_norm), "output_norm.weight", "model.norm.weight", SH_DIM_EMBD, SH_DIM_ONE,
+     .split = SH_WHOLE},
+    {E(head), "output.weight", "lm_head.weight", SH_DIM_VOCAB, SH_DIM_EMBD, .split = SH_BY_ROW,
+     .instead = "token_embd.weight"},
+    {E(rope_freqs), "rope_freqs.weight", NULL, SH_DIM_ROT, SH_DIM_ONE, .split = SH_WHOLE,
+     .optional = true},
     {0},
 };
-
-/* An integer of the metadata that must lie in [1, max]. */
-static sh_err need(const sh_model_file *m, const char *key, uint32_t max, int *out)
-{
-    uint32_t v = 0;
-    SH_TRY(sh_meta_need_u32(m, key, &v));
-    if (v < 1 || v > max)
-        return sh_fail(SH_EFILE, "%s: %s is %u; 1 to %u can be", m->file.path, key, v, max);
-    *out = (int)v;
-    return SH_OK;
-}
 
 static sh_err scaling(sh_config *c, const sh_model_file *m)
 {
@@ -76,40 +66,17 @@ static sh_err scaling(sh_config *c, const sh_model_file *m)
 
 static sh_err configure(sh_config *c, const sh_model_file *m)
 {
-    uint32_t expert = 0, kv = 0, key = 0, value = 0, rot = 0;
-    float base = 10000, eps = 0;
-    SH_TRY(need(m, "llama.block_count", 4096, &c->n_layer));
-    SH_TRY(need(m, "llama.context_length", 1u << 28, &c->n_ctx_train));
-    SH_TRY(need(m, "llama.embedding_length", 1u << 20, &c->dim[SH_DIM_EMBD]));
-    SH_TRY(need(m, "llama.feed_forward_length", 1u << 22, &c->dim[SH_DIM_FF]));
-    SH_TRY(need(m, "llama.attention.head_count", 1u << 12, &c->n_head));
+    uint32_t expert = 0, rot = (uint32_t)c->head_dim;
+    float base = 10000;
     SH_TRY(sh_meta_u32(m, "llama.expert_count", &expert));
     if (expert)
         return sh_fail(SH_EFILE, "%s: a mixture of %u experts, which is not built yet",
                        m->file.path, expert);
-
-    kv = (uint32_t)c->n_head;
-    SH_TRY(sh_meta_u32(m, "llama.attention.head_count_kv", &kv));
-    if (kv < 1 || kv > (uint32_t)c->n_head || (uint32_t)c->n_head % kv)
-        return sh_fail(SH_EFILE, "%s: %d heads cannot share %u KV heads", m->file.path, c->n_head,
-                       kv);
-    c->n_kv_head = (int)kv;
-
-    key = (uint32_t)(c->dim[SH_DIM_EMBD] / c->n_head);
-    SH_TRY(sh_meta_u32(m, "llama.attention.key_length", &key));
-    value = key;
-    SH_TRY(sh_meta_u32(m, "llama.attention.value_length", &value));
-    if (key < 1 || key > 4096 || key != value)
-        return sh_fail(SH_EFILE, "%s: heads of %u keys and %u values; 1 to 4096, alike, can be",
-                       m->file.path, key, value);
-    c->head_dim = (int)key;
-
-    rot = key;
     SH_TRY(sh_meta_u32(m, "llama.rope.dimension_count", &rot));
-    if (rot > key || rot % 2)
+    if (rot > (uint32_t)c->head_dim || rot % 2)
         return sh_fail(SH_EFILE,
-                       "%s: rotation of %u of a head's %u values; an even number of them can be",
-                       m->file.path, rot, key);
+                       "%s: rotation of %u of a head's %d values; an even number of them can be",
+                       m->file.path, rot, c->head_dim);
     c->n_rot = (int)rot;
 
     SH_TRY(sh_meta_f32(m, "llama.rope.freq_base", &base));
@@ -117,12 +84,9 @@ static sh_err configure(sh_config *c, const sh_model_file *m)
         return sh_fail(SH_EFILE, "%s: a rotary frequency base of %g", m->file.path, (double)base);
     c->rope_base = base;
     SH_TRY(scaling(c, m));
-    eps = 1e-5f;
-    SH_TRY(sh_meta_f32(m, "llama.attention.layer_norm_rms_epsilon", &eps));
-    if (!(eps >= 0 && eps < 1))
-        return sh_fail(SH_EFILE, "%s: a norm epsilon of %g", m->file.path, (double)eps);
-    c->norm_eps = eps;
-    return SH_OK;
+    c->norm = SH_NORM_RMS;
+    c->act = SH_ACT_SILU;
+    return sh_config_eps(c, m, "attention.layer_norm_rms_epsilon");
 }
 
 const sh_family sh_family_llama = {

@@ -1,0 +1,46 @@
+/* The elementwise loops of training: what goes backward, and dropout. One source for every
+ * instruction set (train_rows.h), in vectors of SH_LANES, without fused multiply-adds: the same
+ * bits everywhere. Sums are made in lane i % SH_LANES, ascending, and the lanes added in halves.
+ * e^x is within 4 units in the last place; NaNs stay NaN. */
+#ifndef SH_KERNELS_TRAIN_H
+#define SH_KERNELS_TRAIN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Which values a pass drops: the 32 random bits of value i are word (i / 16) % 4 of Philox4x32-10
+ * for key and the counter {i / 64 * 16 + i % 16, at[0], at[1], at[2]}; below `below` it is dropped,
+ * else scaled. */
+typedef struct sh_drop {
+    uint32_t key[2], at[3];
+    uint32_t below;
+    float scale;
+} sh_drop;
+
+typedef struct sh_train_rows {
+    /* One token's norm backward. y = g x^ with x^ = x r, r = 1 / sqrt(mean(x^2) + eps), or y = g x^
+     * + b with x^ = (x - mean(x)) r, r = 1 / sqrt(mean((x - mean(x))^2) + eps). With e = dy g:
+     *   dx += r (e - x^ mean(e x^)), or dx += r (e - mean(e) - x^ mean(e x^))
+     *   dg += dy x^; db += dy
+     * All (n); db may be NULL. */
+    void (*rmsnorm_back)(float *dx, float *dg, const float *dy, const float *x, const float *g,
+                         int n, float eps);
+    void (*layernorm_back)(float *dx, float *dg, float *db, const float *dy, const float *x,
+                           const float *g, int n, float eps);
+    /* d[i] *= the derivative of gelu (kernels.h) at x[i]. */
+    void (*gelu_back)(float *d, const float *x, size_t n);
+    /* d: the gradient of silu(g) u; dg, du: of g and of u; dg or du may be d. */
+    void (*silu_mul_back)(float *dg, float *du, const float *d, const float *g, const float *u,
+                          size_t n);
+    /* One query's softmax backward: s[i] = e^(s[i] - max) * inv_sum, its weights;
+     * d[i] = s[i] (d[i] - dot), the scores' gradient from the weights'. */
+    void (*attend_back)(float *s, float *d, int n, float max, float inv_sum, float dot);
+    /* The sum of x[i] y[i]. */
+    float (*dot)(const float *x, const float *y, int n);
+    /* x[i] *= a */
+    void (*scale)(float *x, float a, size_t n);
+    /* x[i] = 0 if it is dropped, else x[i] * scale. */
+    void (*dropout)(float *x, size_t n, const sh_drop *drop);
+} sh_train_rows;
+
+#endif
