@@ -1,0 +1,27 @@
+#!/bin/bash
+# Makes models/stories.gguf: writes the corpus, learns the tokenizer, trains, quantises, and checks
+# the result. models/README.md has what it made, and how long it took.
+#   models/train.sh [FOLDER]      the corpus and the checkpoints go there (default build/stories)
+# Run again after an interruption it goes on where it was.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+dir=${1:-build/stories}
+mkdir -p "$dir"
+
+script/build shoal >&2
+[ -f "$dir/train.txt" ] || python3 models/stories/generate.py --megabytes 200 --seed 1 -o "$dir/train.txt"
+[ -f "$dir/val.txt" ] || python3 models/stories/generate.py --megabytes 2 --seed 2 --held-out -o "$dir/val.txt"
+if [ ! -f "$dir/data/val.bin" ]; then # validation is on stories whose openings are not in training
+    build/shoal prepare "$dir/train.txt" -o "$dir/data" --tokenizer bpe --vocab-size 4096 --val 0
+    build/shoal prepare "$dir/val.txt" -o "$dir/held" --tokenizer "$dir/data/tokenizer.gguf" --val 0
+    mv "$dir/held/train.bin" "$dir/data/val.bin"
+fi
+
+start=scratch
+[ -f "$dir/ckpt/last.gguf" ] && start=resume
+build/shoal train --init "$start" --ckpt "$dir/ckpt" --dataset "$dir/data" --family llama \
+    --layers 8 --width 256 --heads 8 --kv-heads 4 --ff 704 --context 512 --tied \
+    --batch-size 32 --max-iters 3600 --lr 2e-3 --min-lr 1e-4 --warmup 100 \
+    --weight-decay 0.1 --beta2 0.98 --ckpt-interval 200 --eval-iters 10 --seed 1
+
+build/shoal quantize "$dir/ckpt/best.gguf" models/stories.gguf q8_0
