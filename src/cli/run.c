@@ -385,7 +385,8 @@ static int command(int argc, char **argv)
                  .repeat_last_n = 64};
     shoal_options *e = &o.engine;
     const sh_flag flags[] = {
-        {"-m, --model", "FILE", SH_FLAG_STR, &e->model, 0, 0, "the model file (GGUF)"},
+        {"-m, --model", "FILE", SH_FLAG_STR, &e->model, 0, 0,
+         "the model file (GGUF); without it the project's own"},
         {"-p, --prompt", "TEXT", SH_FLAG_STR, &o.prompt, 0, 0, "the prompt"},
         {"-f, --file", "FILE", SH_FLAG_STR, &o.file, 0, 0,
          "a file with a prompt per paragraph; - is stdin"},
@@ -435,12 +436,11 @@ static int command(int argc, char **argv)
     };
     bool help;
     int n_arg;
-    sh_err err = sh_flags_parse("shoal run -m FILE (-p TEXT | -f FILE) [flags]", flags,
+    sh_err err = sh_flags_parse("shoal run [-m FILE] (-p TEXT | -f FILE) [flags]", flags,
                                 sizeof flags / sizeof *flags, argc, argv, NULL, 0, &n_arg, &help);
     if (err == SH_OK && help) return 0;
     o.json = strcmp(o.output, "json") == 0;
-    if (err == SH_OK && !e->model)
-        err = sh_fail(SH_EARG, "give the model with -m FILE; see shoal run --help");
+    if (err == SH_OK) err = sh_default_model(&e->model, argv[0]);
     if (err == SH_OK && !o.json && strcmp(o.output, "text") != 0)
         err = sh_fail(SH_EARG, "an output of kind '%s': give text or json (-o)", o.output);
     if (err == SH_OK && sodium_init() < 0) err = sh_fail(SH_ESYS, "libsodium does not start");

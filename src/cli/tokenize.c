@@ -91,7 +91,8 @@ static int command(int argc, char **argv)
 {
     options o = {.bos = true, .special = true};
     const sh_flag flags[] = {
-        {"-m, --model", "FILE", SH_FLAG_STR, &o.model, 0, 0, "the model file (GGUF)"},
+        {"-m, --model", "FILE", SH_FLAG_STR, &o.model, 0, 0,
+         "the model file (GGUF); without it the project's own"},
         {"-p, --prompt", "TEXT", SH_FLAG_STR, &o.text, 0, 0,
          "the text; without -p and -f it is read from stdin"},
         {"-f, --file", "FILE", SH_FLAG_STR, &o.file, 0, 0, "read the text from a file"},
@@ -102,12 +103,11 @@ static int command(int argc, char **argv)
     };
     bool help;
     int n_arg;
-    sh_err err = sh_flags_parse("shoal tokenize -m FILE [-p TEXT | -f FILE] [flags]", flags,
+    sh_err err = sh_flags_parse("shoal tokenize [-m FILE] [-p TEXT | -f FILE] [flags]", flags,
                                 sizeof flags / sizeof *flags, argc, argv, NULL, 0, &n_arg, &help);
     if (err == SH_OK && help) return 0;
-    if (err == SH_OK && !o.model)
-        err = sh_fail(SH_EARG, "give the model with -m FILE; see shoal tokenize --help");
-    else if (err == SH_OK && o.text && o.file)
+    if (err == SH_OK) err = sh_default_model(&o.model, argv[0]);
+    if (err == SH_OK && o.text && o.file)
         err = sh_fail(SH_EARG, "-p and -f are two texts; give one; see shoal tokenize --help");
     if (err == SH_OK) err = tokenize(&o);
     return sh_exit(argv[0], err);

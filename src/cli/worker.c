@@ -42,7 +42,7 @@ static int command(int argc, char **argv)
     const sh_flag flags[] = {
         {"--listen", "ADDR:PORT", SH_FLAG_STR, &o.listen, 0, 0, "where starters reach this node"},
         {"-m, --model", "FILE", SH_FLAG_STR, &o.model, 0, 0,
-         "the model file, the same as the starter's"},
+         "the model file, the same as the starter's; without it the project's own"},
         {"-t, --threads", "N", SH_FLAG_INT, &o.n_thread, 0, 1024,
          "threads of each rank; 0: the cores"},
         {"--tp", "N", SH_FLAG_INT, &o.n_rank, 0, 8, "ranks that share every layer, on this host"},
@@ -56,11 +56,12 @@ static int command(int argc, char **argv)
     };
     bool help;
     int n_arg;
-    sh_err err = sh_flags_parse("shoal worker --listen ADDR:PORT -m FILE [flags]", flags,
+    sh_err err = sh_flags_parse("shoal worker --listen ADDR:PORT [-m FILE] [flags]", flags,
                                 sizeof flags / sizeof *flags, argc, argv, NULL, 0, &n_arg, &help);
     if (err == SH_OK && help) return 0;
     if (err == SH_OK && nodes && (err = address_from_file(address, nodes, index)) == SH_OK)
         o.listen = address;
+    if (err == SH_OK) err = sh_default_model(&o.model, argv[0]);
     if (err == SH_OK && pipe(stop_pipe) != 0) err = sh_fail(SH_ESYS, "cannot make a pipe");
     o.stop_fd = stop_pipe[0];
     sh_log_set_level(quiet || o.report_fd >= 0 ? SH_LOG_WARN : SH_LOG_INFO);

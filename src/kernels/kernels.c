@@ -45,6 +45,7 @@ static const struct {
     ROW(train.silu_mul_back, BY_NOTHING),
     ROW(train.attend_back, BY_NOTHING),
     ROW(train.dot, BY_NOTHING),
+    ROW(train.gather, BY_NOTHING),
     ROW(train.scale, BY_NOTHING),
     ROW(train.dropout, BY_NOTHING),
 };

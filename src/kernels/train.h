@@ -27,16 +27,18 @@ typedef struct sh_train_rows {
                          int n, float eps);
     void (*layernorm_back)(float *dx, float *dg, float *db, const float *dy, const float *x,
                            const float *g, int n, float eps);
-    /* d[i] *= the derivative of gelu (kernels.h) at x[i]. */
-    void (*gelu_back)(float *d, const float *x, size_t n);
-    /* d: the gradient of silu(g) u; dg, du: of g and of u; dg or du may be d. */
-    void (*silu_mul_back)(float *dg, float *du, const float *d, const float *g, const float *u,
-                          size_t n);
+    /* y[i] = gelu(x[i]) (kernels.h, but for the rounding); dx[i] = d[i] times its derivative. */
+    void (*gelu_back)(float *y, float *dx, const float *d, const float *x, size_t n);
+    /* y[i] = silu(g[i]) u[i]; dg, du: the gradients of g and u from y's, d. */
+    void (*silu_mul_back)(float *y, float *dg, float *du, const float *d, const float *g,
+                          const float *u, size_t n);
     /* One query's softmax backward: s[i] = e^(s[i] - max) * inv_sum, its weights;
      * d[i] = s[i] (d[i] - dot), the scores' gradient from the weights'. */
     void (*attend_back)(float *s, float *d, int n, float max, float inv_sum, float dot);
     /* The sum of x[i] y[i]. */
     float (*dot)(const float *x, const float *y, int n);
+    /* y (n_row, n) = the rows of x (n_row, ldx) + bias (n), which may be NULL. */
+    void (*gather)(float *y, const float *x, size_t ldx, int n_row, int n, const float *bias);
     /* x[i] *= a */
     void (*scale)(float *x, float a, size_t n);
     /* x[i] = 0 if it is dropped, else x[i] * scale. */

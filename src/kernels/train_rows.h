@@ -112,28 +112,30 @@ static void layernorm_back(float *dx, float *dg, float *db, const float *dy, con
     }
 }
 
-static void gelu_back(float *d, const float *x, size_t n)
+static void gelu_back(float *y, float *dx, const float *d, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i += SH_LANES) {
-        lanes v = lanes_load(x + i, n - i); /* past 30 the derivative is 0 or 1 */
+        lanes v = lanes_load(x + i, n - i), far = v; /* past 30 the derivative is 0 or 1 */
         v = lanes_pick(v < -30.0f, lanes_all(-30), v);
         v = lanes_pick(v > 30.0f, lanes_all(30), v);
-        lanes v2 = v * v, w = v2 * SH_GELU_3;
-        lanes s = 1.0f / (1.0f + lanes_exp(-(v * (w + SH_GELU_1))));
-        lanes slope = s + v * s * (1.0f - s) * (w * 3.0f + SH_GELU_1);
-        lanes_store(d + i, lanes_load(d + i, n - i) * slope, n - i);
+        lanes w = v * v * SH_GELU_3;
+        lanes s = 1.0f / (1.0f + lanes_exp(-(v * (w + SH_GELU_1)))), vs = v * s;
+        lanes slope = s + vs * (1.0f - s) * (w * 3.0f + SH_GELU_1);
+        lanes_store(y + i, lanes_pick(far > 30.0f, far, vs), n - i);
+        lanes_store(dx + i, lanes_load(d + i, n - i) * slope, n - i);
     }
 }
 
-static void silu_mul_back(float *dg, float *du, const float *d, const float *g, const float *u,
-                          size_t n)
+static void silu_mul_back(float *y, float *dg, float *du, const float *d, const float *g,
+                          const float *u, size_t n)
 {
     for (size_t i = 0; i < n; i += SH_LANES) {
         lanes e = lanes_load(d + i, n - i), v = lanes_load(g + i, n - i);
-        lanes s = 1.0f / (1.0f + lanes_exp(-v));
-        lanes slope = s + lanes_pick(s == 0.0f, s, v * s * (1.0f - s)); /* v may be infinite */
-        lanes_store(dg + i, e * lanes_load(u + i, n - i) * slope, n - i);
-        lanes_store(du + i, e * lanes_pick(s == 0.0f, s, v * s), n - i);
+        lanes w = lanes_load(u + i, n - i), s = 1.0f / (1.0f + lanes_exp(-v));
+        lanes vs = lanes_pick(s == 0.0f, s, v * s); /* v may be infinite */
+        lanes_store(y + i, vs * w, n - i);
+        lanes_store(dg + i, e * w * (s + vs * (1.0f - s)), n - i);
+        lanes_store(du + i, e * vs, n - i);
     }
 }
 
@@ -154,6 +156,16 @@ static float dot(const float *x, const float *y, int n)
     for (size_t i = 0; i < n_in; i += SH_LANES)
         sum += lanes_load(x + i, n_in - i) * lanes_load(y + i, n_in - i);
     return lanes_sum(sum);
+}
+
+static void gather(float *y, const float *x, size_t ldx, int n_row, int n, const float *bias)
+{
+    size_t n_in = (size_t)n;
+    for (int r = 0; r < n_row; r++, x += ldx, y += n_in)
+        for (size_t i = 0; i < n_in; i += SH_LANES) {
+            lanes v = lanes_load(x + i, n_in - i);
+            lanes_store(y + i, bias ? v + lanes_load(bias + i, n_in - i) : v, n_in - i);
+        }
 }
 
 static void scale(float *x, float a, size_t n)
@@ -204,6 +216,7 @@ static inline void train_overlay(sh_kernels *k)
         .silu_mul_back = silu_mul_back,
         .attend_back = attend_back,
         .dot = dot,
+        .gather = gather,
         .scale = scale,
         .dropout = dropout,
     };

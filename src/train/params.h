@@ -48,11 +48,15 @@ typedef struct sh_params {
     float *w, *g, *m, *v;                         /* (n_float) each; padding stays 0 */
 } sh_params;
 
-/** The sizes of a model file of a family that trains. SH_EFILE if its family does not. */
+/** The sizes of a model file of a family that trains. SH_EFILE if its family does not. Free with
+ * sh_arch_free. */
 sh_err sh_arch_of(sh_arch *a, const sh_config *c, const sh_model_file *m);
+void sh_arch_free(sh_arch *a);
+/** What sh_params_open would allocate for it, about. */
+size_t sh_arch_bytes(const sh_arch *a);
 
-/** Allocates for that architecture, all zeros. SH_EARG: sizes that do not fit together. SH_ENOMEM
- * says how much was needed. */
+/** Allocates for that architecture (copied), all zeros. SH_EARG: sizes that do not fit together.
+ * SH_ENOMEM says how much was needed. */
 sh_err sh_params_open(sh_params *p, const sh_arch *a);
 void sh_params_close(sh_params *p);
 
@@ -60,7 +64,8 @@ void sh_params_close(sh_params *p);
  * by 1/sqrt(2 n_layer) less, biases 0, norms 1. Depends on the seed and the tensors' names alone.
  */
 void sh_params_draw(sh_params *p, uint64_t seed);
-/** Reads w from a model file of the same architecture, any element type. */
+/** Reads w from a model file of the same architecture, any element type; of learned positions the
+ * first n_ctx, and an untied head from the embedding where the file has none. SH_EFILE. */
 sh_err sh_params_load(sh_params *p, const sh_model_file *m);
 
 #endif

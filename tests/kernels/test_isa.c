@@ -124,6 +124,43 @@ static void compare_rmsnorm(void)
     }
 }
 
+static void compare_layernorm(void)
+{
+    for (int i = 0; i < 4 * N_TRY; i++) {
+        look l = (look)(i % N_LOOK);
+        int n = i % 2 ? random_in(1, 100) : PICK(1, 15, 16, 17, 32, 64, 288, 300);
+        buffer x = buffer_floats((size_t)n, l), g = buffer_floats((size_t)n, LOOK_UNIT);
+        buffer b = buffer_floats((size_t)n, LOOK_UNIT);
+        buffer want = buffer_of((size_t)n * 4), got = buffer_of((size_t)n * 4);
+        c.layernorm(want.p, x.p, g.p, b.p, n, 1e-5f);
+        k.layernorm(got.p, x.p, g.p, b.p, n, 1e-5f);
+        SAME("layernorm", differs(want.p, got.p, (size_t)n), "n %d, look %d", n, (int)l);
+        GUARDED("layernorm", &got);
+        k.layernorm(x.p, x.p, g.p, b.p, n, 1e-5f);
+        SAME("layernorm in place", differs(want.p, x.p, (size_t)n), "n %d, look %d", n, (int)l);
+        GUARDED("layernorm in place", &x);
+        buffer *all[] = {&x, &g, &b, &want, &got};
+        for (int j = 0; j < 5; j++) buffer_free(all[j]);
+    }
+}
+
+static void compare_gelu(void)
+{
+    for (int i = 0; i < 4 * N_TRY; i++) {
+        look l = (look)(i % N_LOOK);
+        size_t n = (size_t)(i % 2 ? random_in(0, 100) : PICK(1, 15, 16, 17, 64, 300));
+        buffer want = buffer_floats(n, l);
+        for (size_t j = 0; j < n && i % 4; j++) ((float *)want.p)[j] *= 12;
+        buffer got = buffer_copy(&want);
+        c.gelu(want.p, n);
+        k.gelu(got.p, n);
+        SAME("gelu", differs(want.p, got.p, n), "n %zu, look %d", n, (int)l);
+        GUARDED("gelu", &got);
+        buffer_free(&want);
+        buffer_free(&got);
+    }
+}
+
 /* Rows that change n floats by n others. */
 static void compare_pair(const char *what, void (*cf)(float *, const float *, size_t),
                          void (*kf)(float *, const float *, size_t), float spread)
@@ -371,10 +408,17 @@ static void compare_table(void)
     if (NEW(rmsnorm)) compare_rmsnorm();
     if (NEW(add)) compare_pair("add", c.add, k.add, 0);
     if (NEW(silu_mul)) compare_pair("silu_mul", c.silu_mul, k.silu_mul, 120);
+    if (NEW(layernorm)) compare_layernorm();
+    if (NEW(gelu)) compare_gelu();
     if (NEW(rope)) compare_rope();
     if (NEW(softmax_part)) compare_softmax_part();
     if (NEW(softmax_merge)) compare_softmax_merge();
     run_bench_rows();
+    /* compared elsewhere: in test_train_rows.c; train/test_products.c; train/test_adamw.c */
+    n_matched += (int)(sizeof c.train / sizeof(void (*)(void)));
+    n_matched += (int)((sizeof c.left_cols + sizeof c.right_rows + sizeof c.right_cols) /
+                       sizeof(void (*)(void)));
+    n_matched += (int)((sizeof c.adamw + sizeof c.sum_squares) / sizeof(void (*)(void)));
     assert_int_equal(n_matched,
                      sizeof(sh_kernels) / sizeof(void (*)(void))); /* no field was forgotten */
 }

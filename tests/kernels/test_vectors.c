@@ -4,6 +4,8 @@
 #define _GNU_SOURCE
 #include "kit.h"
 
+#include "base/fmath.h"
+
 static sh_kernels k;
 
 /* ---- vectors ---- */
@@ -43,6 +45,60 @@ static void test_rmsnorm(void **state)
         buffer_free(&g);
         buffer_free(&y);
     }
+}
+
+static void test_layernorm(void **state)
+{
+    (void)state;
+    random_state = 15;
+    for (int i = 0; i < 200; i++) {
+        int n = i < 40 ? i + 1 : PICK(64, 100, 288, 300);
+        buffer x = buffer_floats((size_t)n, LOOK_UNIT), g = buffer_floats((size_t)n, LOOK_UNIT);
+        buffer b = buffer_floats((size_t)n, LOOK_UNIT), y = buffer_of((size_t)n * 4);
+        float *xf = x.p, *gf = g.p, *bf = b.p, *yf = y.p;
+        float sum[16] = {0}, square[16] = {0}, eps = 1e-5f;
+        double real_mean = 0, var = 0;
+        for (int j = 0; j < n; j++) xf[j] += (float)(i % 5); /* one pass would lose digits */
+        k.layernorm(y.p, x.p, g.p, b.p, n, eps);
+        for (int j = 0; j < n; j++) {
+            sum[j & 15] = sum[j & 15] + xf[j];
+            real_mean += (double)xf[j] / n;
+        }
+        float mean = lanes_in_halves(sum) / (float)n;
+        for (int j = 0; j < n; j++) {
+            float d = xf[j] - mean;
+            square[j & 15] = fmaf(d, d, square[j & 15]);
+            var += ((double)xf[j] - real_mean) * ((double)xf[j] - real_mean) / n;
+        }
+        float r = 1.0f / sqrtf(lanes_in_halves(square) / (float)n + eps);
+        for (int j = 0; j < n; j++) {
+            double real = (double)gf[j] * ((double)xf[j] - real_mean) / sqrt(var + (double)eps) +
+                          (double)bf[j];
+            float d = xf[j] - mean, scaled = d * r;
+            assert_true(same(yf[j], fmaf(gf[j], scaled, bf[j])));
+            if (n > 1) assert_true(fabs((double)yf[j] - real) <= 1e-4);
+        }
+        assert_true(buffer_guarded(&y));
+        buffer *all[] = {&x, &g, &b, &y};
+        for (int j = 0; j < 4; j++) buffer_free(all[j]);
+    }
+}
+
+static void test_gelu(void **state)
+{
+    (void)state;
+    random_state = 16;
+    for (int i = 0; i < 4000; i++) {
+        float x = random_unit() * (float)PICK(1, 3, 8, 1000), y = x;
+        double v = (double)x, u = sqrt(2 / acos(-1.0)) * (v + 0.044715 * v * v * v);
+        k.gelu(&y, 1);
+        assert_true(fabs((double)y - v * 0.5 * (1 + tanh(u))) <= 1e-6 * fabs(v));
+        float w = fmaf(x * x, 0.0713548163f, 1.59576912f);
+        assert_true(same(y, x / (1.0f + sh_expf(-(x * w)))));
+    }
+    float x[4] = {INFINITY, NAN, -100, 0};
+    k.gelu(x, 4);
+    assert_true(x[0] == INFINITY && isnan(x[1]) && x[2] == 0 && x[3] == 0);
 }
 
 static void test_silu_add(void **state)
@@ -290,7 +346,8 @@ static void test_softmax(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rmsnorm),     cmocka_unit_test(test_silu_add),
+        cmocka_unit_test(test_rmsnorm),     cmocka_unit_test(test_layernorm),
+        cmocka_unit_test(test_gelu),        cmocka_unit_test(test_silu_add),
         cmocka_unit_test(test_rope),        cmocka_unit_test(test_attention),
         cmocka_unit_test(test_attend_bf16), cmocka_unit_test(test_softmax),
     };
