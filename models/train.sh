@@ -9,10 +9,12 @@ dir=${1:-build/stories}
 mkdir -p "$dir"
 
 script/build shoal >&2
-[ -f "$dir/train.txt" ] || python3 models/stories/generate.py --megabytes 200 --seed 1 -o "$dir/train.txt"
-[ -f "$dir/val.txt" ] || python3 models/stories/generate.py --megabytes 2 --seed 2 --held-out -o "$dir/val.txt"
+[ -f "$dir/train.txt" ] ||
+    python3 models/stories/generate.py --megabytes 80 --seed 1 -o "$dir/train.txt"
+[ -f "$dir/val.txt" ] ||
+    python3 models/stories/generate.py --megabytes 2 --seed 2 --held-out -o "$dir/val.txt"
 if [ ! -f "$dir/data/val.bin" ]; then # validation is on stories whose openings are not in training
-    build/shoal prepare "$dir/train.txt" -o "$dir/data" --tokenizer bpe --vocab-size 4096 --val 0
+    build/shoal prepare "$dir/train.txt" -o "$dir/data" --tokenizer bpe --vocab-size 2048 --val 0
     build/shoal prepare "$dir/val.txt" -o "$dir/held" --tokenizer "$dir/data/tokenizer.gguf" --val 0
     mv "$dir/held/train.bin" "$dir/data/val.bin"
 fi
@@ -20,8 +22,12 @@ fi
 start=scratch
 [ -f "$dir/ckpt/last.gguf" ] && start=resume
 build/shoal train --init "$start" --ckpt "$dir/ckpt" --dataset "$dir/data" --family llama \
-    --layers 8 --width 256 --heads 8 --kv-heads 4 --ff 704 --context 512 --tied \
-    --batch-size 32 --max-iters 3600 --lr 2e-3 --min-lr 1e-4 --warmup 100 \
-    --weight-decay 0.1 --beta2 0.98 --ckpt-interval 200 --eval-iters 10 --seed 1
+    --layers 6 --width 256 --heads 8 --kv-heads 4 --ff 704 --context 512 --tied \
+    --batch-size 16 --max-iters 2200 --lr 1.5e-3 --min-lr 1e-4 --warmup 100 \
+    --weight-decay 0.1 --beta2 0.98 --ckpt-interval 100 --eval-iters 10 --log-interval 20 --seed 1
 
 build/shoal quantize "$dir/ckpt/best.gguf" models/stories.gguf q8_0
+
+python3 models/stories/generate.py --openings 10 > "$dir/openings.txt"
+python3 tests/tools/check_stories.py --program build/shoal --corpus "$dir/train.txt" \
+    --openings "$dir/openings.txt" models/stories.gguf

@@ -6,7 +6,7 @@ import json
 import tap
 
 SHAPE = ["--layers", 3, "--heads", 4, "--kv-heads", 2, "--head-dim", 16, "--embd", 64, "--ff", 96]
-COMMANDS = ["run", "bench", "worker", "inspect", "tokenize", "quantize"]
+COMMANDS = ["run", "bench", "worker", "inspect", "tokenize", "quantize", "prepare", "train"]
 PROMPT = "Once upon a time"
 
 
@@ -136,6 +136,12 @@ def files(model):
         twice = tap.TMP / f"{dtype}-again.gguf"
         tap.shoal("quantize", model, twice, dtype)
         tap.ok(out.read_bytes() == twice.read_bytes(), f"{dtype}: the same bytes every time")
+    fused, out = tap.mkmodel("fused.gguf", "--family", "gpt2"), tap.TMP / "fused-q8_0.gguf"
+    made, shown = tap.shoal("quantize", fused, out, "q8_0"), tap.shoal("inspect", out)
+    types = {line.split()[0]: line.split()[1] for line in shown.out.splitlines() if ".weight" in line}
+    tap.ok(made.status == 0 and types["position_embd.weight"] == "f32"
+           and types["token_embd.weight"] == types["blk.0.attn_qkv.weight"] == "q8_0",
+           "quantize gpt2: matrices, but not the learned positions", f"{made}\n{shown}")
     same = tap.shoal("quantize", model, model, "q8_0")
     tap.ok(same.status == 2 and tap.shoal("inspect", model).out == table.out,
            "quantize onto its own input is refused", same)

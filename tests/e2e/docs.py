@@ -11,7 +11,7 @@ import tap
 
 SHAPE = ["--layers", 5, "--heads", 4, "--kv-heads", 2, "--head-dim", 16, "--embd", 64, "--ff", 96]
 DOCS = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/adding.md", "docs/numerics.md",
-        "docs/protocol.md"]
+        "docs/protocol.md", "docs/training.md"]
 
 
 def blocks(text, kind):
@@ -24,6 +24,7 @@ def readme(text):
     (folder / "build").mkdir(parents=True)
     (folder / "build/shoal").symlink_to(tap.PROGRAM)
     shutil.copy(tap.mkmodel("model.gguf", *SHAPE), folder / "model.gguf")
+    (folder / "text.txt").write_text("Once upon a time a fox ran over the hill. " * 200)
     (nodes,) = [json.loads(b) for b in blocks(text, "json")]
     with tap.Worker(folder / "model.gguf") as worker:
         for node in [nodes["nodes"]["starter"], *nodes["nodes"]["secondary"]]:

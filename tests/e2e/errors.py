@@ -69,6 +69,9 @@ def usage(model):
     refused("a bad address", ["worker", "--listen", "nowhere", "-m", model], 2, "nowhere")
     refused("prompt longer than the context", [*run, "-c", 16, "-p", "once upon a time " * 40], 2, "16",
             "context")
+    learned = tap.mkmodel("learned.gguf", "--family", "gpt2", "--ctx", 64)
+    refused("more positions than were learned", ["run", "-m", learned, "-p", "x", "-c", 65], 2, "65", "64",
+            "-c")
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
