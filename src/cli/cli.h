@@ -18,8 +18,7 @@ typedef struct sh_command {
 
 extern const sh_command *const sh_commands[]; /* ends with NULL */
 extern const sh_command sh_command_run, sh_command_worker, sh_command_inspect, sh_command_tokenize,
-    sh_command_quantize, sh_command_rank, sh_command_bench, sh_command_prepare,
-    sh_command_train;
+    sh_command_quantize, sh_command_rank, sh_command_bench, sh_command_prepare, sh_command_train;
 
 typedef enum sh_flag_kind {
     SH_FLAG_BOOL,  /* bool *: no value; sets true */
@@ -63,8 +62,8 @@ typedef struct sh_near {
 /** Takes the n bytes at `known` if they are near to `word`, and nearer than those tried before. */
 void sh_near_try(sh_near *best, const char *word, const char *known, size_t n);
 
-/** Where *model is NULL: $SHOAL_MODEL, or the project's own model where it stands beside the program.
- *  SH_EARG: neither is there. */
+/** Where *model is NULL: $SHOAL_MODEL, or the project's own model where it stands beside the
+ * program. SH_EARG: neither is there. */
 sh_err sh_default_model(const char **model, const char *command);
 
 /** Prints "shoal NAME: sentence" to stderr and gives the exit status of the code: 2 for SH_EARG and

@@ -15,7 +15,11 @@ sh_err sh_default_model(const char **model, const char *command)
     static char path[4096 + 64];
     char program[4096];
     if (*model) return SH_OK;
-    if ((*model = getenv("SHOAL_MODEL"))) return SH_OK;
+    const char *env = getenv("SHOAL_MODEL");
+    if (env && *env) {
+        *model = env;
+        return SH_OK;
+    }
     SH_TRY(sh_program_path(program, sizeof program));
     char *slash = strrchr(program, '/');
     if (slash) *slash = 0;

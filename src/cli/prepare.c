@@ -265,8 +265,7 @@ static int prepare_main(int argc, char **argv)
         {"-o, --output", "DIR", SH_FLAG_STR, &o.dir, 0, 0,
          "the folder for tokenizer.gguf, train.bin and val.bin"},
         {"--tokenizer", "KIND", SH_FLAG_STR, &o.tokenizer, 0, 0,
-         "char: a table of the text's characters; bpe: learn byte-level BPE; or a model file that "
-         "has one"},
+         "char: a table of characters; bpe: byte-level BPE; or a model file's own"},
         {"--vocab-size", "N", SH_FLAG_INT, &o.n_vocab, 257, MAX_VOCAB,
          "tokens of bpe: 256 bytes, what is learned, <|endoftext|> (default 4096)"},
         {"--val", "SHARE", SH_FLAG_FLOAT, &o.val, 0, 0.9,

@@ -78,8 +78,8 @@ void sh_mat_pack(const sh_mat *m, int lo, int hi, const uint8_t *(*row)(const vo
 typedef void sh_matmul_fn(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
                           int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok);
 
-/* The numbers of a step of AdamW, alike for all weights that decay alike. rest1 = 1 - beta1, rest2 =
- * 1 - beta2, keep = 1 - lr decay, rate = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t). */
+/* The numbers of a step of AdamW, alike for all weights that decay alike. rest1 = 1 - beta1, rest2
+ * = 1 - beta2, keep = 1 - lr decay, rate = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t). */
 typedef struct sh_adamw_step {
     float scale, beta1, rest1, beta2, rest2, keep, rate, root, eps;
 } sh_adamw_step;

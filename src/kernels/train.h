@@ -1,7 +1,6 @@
 /* The elementwise loops of training: what goes backward, and dropout. One source for every
- * instruction set (train_rows.h), in vectors of SH_LANES, without fused multiply-adds: the same
- * bits everywhere. Sums are made in lane i % SH_LANES, ascending, and the lanes added in halves.
- * e^x is within 4 units in the last place; NaNs stay NaN. */
+ * instruction set (train_rows.h), in vectors of SH_LANES and without fused multiply-adds, gives the
+ * same bits everywhere. e^x is within 4 units in the last place; NaNs stay NaN. */
 #ifndef SH_KERNELS_TRAIN_H
 #define SH_KERNELS_TRAIN_H
 
@@ -33,8 +32,8 @@ typedef struct sh_train_rows {
     void (*silu_mul_back)(float *y, float *dg, float *du, const float *d, const float *g,
                           const float *u, size_t n);
     /* One query's softmax backward: s[i] = e^(s[i] - max) * inv_sum, its weights;
-     * d[i] = s[i] (d[i] - dot), the scores' gradient from the weights'. */
-    void (*attend_back)(float *s, float *d, int n, float max, float inv_sum, float dot);
+     * d[i] = s[i] (d[i] - mean), the scores' gradient from the weights'. */
+    void (*attend_back)(float *s, float *d, int n, float max, float inv_sum, float mean);
     /* The sum of x[i] y[i]. */
     float (*dot)(const float *x, const float *y, int n);
     /* y (n_row, n) = the rows of x (n_row, ldx) + bias (n), which may be NULL. */

@@ -1,5 +1,8 @@
 /* The rows of training (train.h): one source, which a file of each instruction set includes.
- * Whatever instructions the compiler chooses for a vector of 16, each lane is rounded the same. */
+ * Whatever instructions the compiler chooses for a vector of 16, each lane is rounded the same.
+ *
+ * A row is walked by a step for some values, SH_LANES at most; where that number is a constant,
+ * which it is for all but a row's last values, the step is a few instructions. */
 #ifndef SH_KERNELS_TRAIN_ROWS_H
 #define SH_KERNELS_TRAIN_ROWS_H
 
@@ -16,17 +19,17 @@ typedef float lanes_anywhere __attribute__((vector_size(64), aligned(4), may_ali
 
 #define LANES_INLINE static inline __attribute__((always_inline))
 
-/* The values from x on; zeros past the n that there are. */
+/* The first n values from x on, zeros after them. */
 LANES_INLINE lanes lanes_load(const float *x, size_t n)
 {
     lanes v = {0};
-    if (n >= SH_LANES) return *(const lanes_anywhere *)x;
+    if (n == SH_LANES) return *(const lanes_anywhere *)x;
     for (size_t i = 0; i < n; i++) v[i] = x[i];
     return v;
 }
 LANES_INLINE void lanes_store(float *y, lanes v, size_t n)
 {
-    if (n >= SH_LANES)
+    if (n == SH_LANES)
         *(lanes_anywhere *)y = v;
     else
         for (size_t i = 0; i < n; i++) y[i] = v[i];
@@ -39,139 +42,246 @@ LANES_INLINE lanes lanes_pick(lane_bits mask, lanes a, lanes b)
 {
     return (lanes)((mask & (lane_bits)a) | (~mask & (lane_bits)b));
 }
-LANES_INLINE float lanes_sum(lanes v)
+/* Zero where the mask is not set. */
+LANES_INLINE lanes lanes_where(lane_bits mask, lanes a)
 {
-    float a[SH_LANES];
-    memcpy(a, &v, sizeof a);
-    return sh_sum_lanes(a);
+    return (lanes)(mask & (lane_bits)a);
+}
+/* Between lo and hi, or NaN. */
+LANES_INLINE lanes lanes_clamp(lanes v, float lo, float hi)
+{
+    v = lanes_pick(v < lo, lanes_all(lo), v);
+    return lanes_pick(v > hi, lanes_all(hi), v);
 }
 
-/* e^x: x = n ln 2 + r, a polynomial in r, and n added to the exponent: it stands in the low bits of
- * x / ln 2 + 1.5 * 2^23. Below -87 it is 0, above 88 infinity. */
+/* Lanes added in halves: 8, 4, 2, 1. */
+LANES_INLINE float lanes_sum(lanes v)
+{
+    typedef float eight __attribute__((vector_size(32)));
+    typedef float four __attribute__((vector_size(16)));
+    eight a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+              __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    four b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    return (b[0] + b[2]) + (b[1] + b[3]);
+}
+
+/* e^x for x from -87 to 88: x = n ln 2 + r, a polynomial in r, and n added to the exponent: it
+ * stands in the low bits of x / ln 2 + 1.5 * 2^23. */
 LANES_INLINE lanes lanes_exp(lanes x)
 {
     lanes t = x * 1.44269504f + 12582912.0f, n = t - 12582912.0f;
-    lanes r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    lanes p = r * (1.0f / 720.0f) + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    p = (lanes)((lane_bits)p + ((lane_bits)t << 23));
-    p = lanes_pick(x < -87.0f, lanes_all(0), p);
-    p = lanes_pick(x > 88.0f, lanes_all(INFINITY), p);
-    return lanes_pick(x != x, x, p);
+    lanes r = x - n * 0.693145752f - n * 1.42860677e-6f, r2 = r * r;
+    lanes high = (r * (1.0f / 720.0f) + 1.0f / 120.0f) * r2 + (r * (1.0f / 24.0f) + 1.0f / 6.0f);
+    lanes p = (high * (r2 * r) + (r2 * 0.5f + r)) + 1.0f;
+    return (lanes)((lane_bits)p + ((lane_bits)t << 23));
+}
+
+/* ---- norms ---- */
+
+/* A row's sums: vectors take turns, so that none waits for the one before. */
+enum { TURNS = 4 };
+typedef struct turns {
+    lanes v[TURNS];
+} turns;
+
+LANES_INLINE float turns_sum(const turns *t)
+{
+    return lanes_sum((t->v[0] + t->v[1]) + (t->v[2] + t->v[3]));
+}
+
+/* The sums of x; of (x - mean)^2. */
+static float sum_of(const float *x, size_t n)
+{
+    turns sum = {0};
+    size_t i = 0;
+    for (; i + TURNS * SH_LANES <= n; i += TURNS * SH_LANES)
+        for (int t = 0; t < TURNS; t++) sum.v[t] += lanes_load(x + i + t * SH_LANES, SH_LANES);
+    for (; i + SH_LANES <= n; i += SH_LANES) sum.v[0] += lanes_load(x + i, SH_LANES);
+    if (i < n) sum.v[1] += lanes_load(x + i, n - i);
+    return turns_sum(&sum);
+}
+static float sum_squares_about(const float *x, float mean, size_t n)
+{
+    turns sum = {0};
+    size_t i = 0;
+    for (; i + TURNS * SH_LANES <= n; i += TURNS * SH_LANES)
+        for (int t = 0; t < TURNS; t++) {
+            lanes v = lanes_load(x + i + t * SH_LANES, SH_LANES) - mean;
+            sum.v[t] += v * v;
+        }
+    for (; i + SH_LANES <= n; i += SH_LANES) {
+        lanes v = lanes_load(x + i, SH_LANES) - mean;
+        sum.v[0] += v * v;
+    }
+    for (size_t j = i; j < n; j++) sum.v[1][j - i] += (x[j] - mean) * (x[j] - mean);
+    return turns_sum(&sum);
+}
+
+/* The sums of e = dy g and of e (x - mean). */
+typedef struct back_sums {
+    turns e, product;
+} back_sums;
+
+LANES_INLINE void back_sums_step(back_sums *s, int turn, const float *dy, const float *x,
+                                 const float *g, float mean, size_t n)
+{
+    lanes e = lanes_load(dy, n) * lanes_load(g, n);
+    s->e.v[turn] += e;
+    s->product.v[turn] += e * (lanes_load(x, n) - mean);
+}
+LANES_INLINE void back_sums_all(back_sums *s, const float *dy, const float *x, const float *g,
+                                float mean, size_t n)
+{
+    size_t i = 0;
+    for (; i + TURNS * SH_LANES <= n; i += TURNS * SH_LANES)
+        for (int t = 0; t < TURNS; t++) {
+            size_t at = i + (size_t)t * SH_LANES;
+            back_sums_step(s, t, dy + at, x + at, g + at, mean, SH_LANES);
+        }
+    for (; i + SH_LANES <= n; i += SH_LANES)
+        back_sums_step(s, 0, dy + i, x + i, g + i, mean, SH_LANES);
+    if (i < n) back_sums_step(s, 1, dy + i, x + i, g + i, mean, n - i);
+}
+
+/* dx += (e - shift - x^ back) r; dg += dy x^; db += dy */
+LANES_INLINE void norm_step(float *dx, float *dg, float *db, const float *dy, const float *x,
+                            const float *g, float mean, float r, float shift, float back, size_t n)
+{
+    lanes d = lanes_load(dy, n), hat = (lanes_load(x, n) - mean) * r;
+    lanes e = d * lanes_load(g, n);
+    lanes_store(dx, lanes_load(dx, n) + (e - shift - hat * back) * r, n);
+    lanes_store(dg, lanes_load(dg, n) + d * hat, n);
+    if (db) lanes_store(db, lanes_load(db, n) + d, n);
 }
 
 static void rmsnorm_back(float *dx, float *dg, const float *dy, const float *x, const float *g,
-                         int n, float eps)
+                         int n_, float eps)
 {
-    size_t n_in = (size_t)n;
-    lanes square = {0}, product = {0};
-    for (size_t i = 0; i < n_in; i += SH_LANES) {
-        lanes v = lanes_load(x + i, n_in - i);
-        square += v * v;
-        product += lanes_load(dy + i, n_in - i) * lanes_load(g + i, n_in - i) * v;
-    }
-    float r = 1.0f / sqrtf(lanes_sum(square) / (float)n + eps);
-    float back = lanes_sum(product) * r / (float)n; /* mean(e x^) */
-    for (size_t i = 0; i < n_in; i += SH_LANES) {
-        lanes d = lanes_load(dy + i, n_in - i), hat = lanes_load(x + i, n_in - i) * r;
-        lanes e = d * lanes_load(g + i, n_in - i);
-        lanes_store(dx + i, lanes_load(dx + i, n_in - i) + (e - hat * back) * r, n_in - i);
-        lanes_store(dg + i, lanes_load(dg + i, n_in - i) + d * hat, n_in - i);
-    }
+    size_t n = (size_t)n_, i = 0;
+    back_sums s = {0};
+    float r = 1.0f / sqrtf(sum_squares_about(x, 0, n) / (float)n_ + eps);
+    back_sums_all(&s, dy, x, g, 0, n);
+    float back = turns_sum(&s.product) * r / (float)n_;
+    for (; i + SH_LANES <= n; i += SH_LANES)
+        norm_step(dx + i, dg + i, NULL, dy + i, x + i, g + i, 0, r, 0, back, SH_LANES);
+    if (i < n) norm_step(dx + i, dg + i, NULL, dy + i, x + i, g + i, 0, r, 0, back, n - i);
 }
 
 static void layernorm_back(float *dx, float *dg, float *db, const float *dy, const float *x,
-                           const float *g, int n, float eps)
+                           const float *g, int n_, float eps)
 {
-    size_t n_in = (size_t)n, whole = n_in / SH_LANES * SH_LANES;
-    lanes sum = {0}, square = {0}, first = {0}, product = {0};
-    for (size_t i = 0; i < n_in; i += SH_LANES) sum += lanes_load(x + i, n_in - i);
-    float mean = lanes_sum(sum) / (float)n;
-    for (size_t i = 0; i < whole; i += SH_LANES) {
-        lanes v = lanes_load(x + i, SH_LANES) - mean;
-        square += v * v;
-    }
-    for (size_t i = whole; i < n_in; i++) square[i - whole] += (x[i] - mean) * (x[i] - mean);
-    float r = 1.0f / sqrtf(lanes_sum(square) / (float)n + eps);
-    for (size_t i = 0; i < n_in; i += SH_LANES) {
-        lanes e = lanes_load(dy + i, n_in - i) * lanes_load(g + i, n_in - i);
-        first += e;
-        product += e * ((lanes_load(x + i, n_in - i) - mean) * r);
-    }
-    float back = lanes_sum(product) / (float)n, shift = lanes_sum(first) / (float)n;
-    for (size_t i = 0; i < n_in; i += SH_LANES) {
-        lanes d = lanes_load(dy + i, n_in - i), hat = (lanes_load(x + i, n_in - i) - mean) * r;
-        lanes e = d * lanes_load(g + i, n_in - i);
-        lanes_store(dx + i, lanes_load(dx + i, n_in - i) + (e - shift - hat * back) * r, n_in - i);
-        lanes_store(dg + i, lanes_load(dg + i, n_in - i) + d * hat, n_in - i);
-        if (db) lanes_store(db + i, lanes_load(db + i, n_in - i) + d, n_in - i);
-    }
+    size_t n = (size_t)n_, i = 0;
+    back_sums s = {0};
+    float mean = sum_of(x, n) / (float)n_;
+    float r = 1.0f / sqrtf(sum_squares_about(x, mean, n) / (float)n_ + eps);
+    back_sums_all(&s, dy, x, g, mean, n);
+    float back = turns_sum(&s.product) * r / (float)n_, shift = turns_sum(&s.e) / (float)n_;
+    for (; i + SH_LANES <= n; i += SH_LANES)
+        norm_step(dx + i, dg + i, db ? db + i : NULL, dy + i, x + i, g + i, mean, r, shift, back,
+                  SH_LANES);
+    if (i < n)
+        norm_step(dx + i, dg + i, db ? db + i : NULL, dy + i, x + i, g + i, mean, r, shift, back,
+                  n - i);
+}
+
+/* ---- activations ---- */
+
+LANES_INLINE void gelu_step(float *y, float *dx, const float *d, const float *x, size_t n)
+{
+    /* past 8, gelu is x or 0 and its derivative 1 or 0 */
+    lanes far = lanes_load(x, n), v = lanes_clamp(far, -8, 8);
+    lanes w = v * v * SH_GELU_3;
+    lanes s = 1.0f / (1.0f + lanes_exp(-(v * (w + SH_GELU_1)))), vs = v * s;
+    lanes slope = s + vs * (1.0f - s) * (w * 3.0f + SH_GELU_1);
+    lanes_store(y, lanes_pick(far > 8.0f, far, vs), n);
+    lanes_store(dx, lanes_load(d, n) * slope, n);
 }
 
 static void gelu_back(float *y, float *dx, const float *d, const float *x, size_t n)
 {
-    for (size_t i = 0; i < n; i += SH_LANES) {
-        lanes v = lanes_load(x + i, n - i), far = v; /* past 30 the derivative is 0 or 1 */
-        v = lanes_pick(v < -30.0f, lanes_all(-30), v);
-        v = lanes_pick(v > 30.0f, lanes_all(30), v);
-        lanes w = v * v * SH_GELU_3;
-        lanes s = 1.0f / (1.0f + lanes_exp(-(v * (w + SH_GELU_1)))), vs = v * s;
-        lanes slope = s + vs * (1.0f - s) * (w * 3.0f + SH_GELU_1);
-        lanes_store(y + i, lanes_pick(far > 30.0f, far, vs), n - i);
-        lanes_store(dx + i, lanes_load(d + i, n - i) * slope, n - i);
-    }
+    size_t i = 0;
+    for (; i + SH_LANES <= n; i += SH_LANES) gelu_step(y + i, dx + i, d + i, x + i, SH_LANES);
+    if (i < n) gelu_step(y + i, dx + i, d + i, x + i, n - i);
+}
+
+LANES_INLINE void silu_mul_step(float *y, float *dg, float *du, const float *d, const float *g,
+                                const float *u, size_t n)
+{
+    lanes e = lanes_load(d, n), w = lanes_load(u, n);
+    lanes far = lanes_load(g, n), v = lanes_clamp(far, -60, 60);
+    lanes s = 1.0f / (1.0f + lanes_exp(-v)), vs = lanes_pick(far > 60.0f, far, v * s);
+    lanes_store(y, vs * w, n);
+    lanes_store(dg, e * w * (s + v * s * (1.0f - s)), n);
+    lanes_store(du, e * vs, n);
 }
 
 static void silu_mul_back(float *y, float *dg, float *du, const float *d, const float *g,
                           const float *u, size_t n)
 {
-    for (size_t i = 0; i < n; i += SH_LANES) {
-        lanes e = lanes_load(d + i, n - i), v = lanes_load(g + i, n - i);
-        lanes w = lanes_load(u + i, n - i), s = 1.0f / (1.0f + lanes_exp(-v));
-        lanes vs = lanes_pick(s == 0.0f, s, v * s); /* v may be infinite */
-        lanes_store(y + i, vs * w, n - i);
-        lanes_store(dg + i, e * w * (s + vs * (1.0f - s)), n - i);
-        lanes_store(du + i, e * vs, n - i);
-    }
+    size_t i = 0;
+    for (; i + SH_LANES <= n; i += SH_LANES)
+        silu_mul_step(y + i, dg + i, du + i, d + i, g + i, u + i, SH_LANES);
+    if (i < n) silu_mul_step(y + i, dg + i, du + i, d + i, g + i, u + i, n - i);
 }
 
-static void attend_back(float *s, float *d, int n, float max, float inv_sum, float dot_)
+/* ---- attention ---- */
+
+LANES_INLINE void attend_step(float *s, float *d, float max, float inv_sum, float mean, size_t n)
 {
-    size_t n_in = (size_t)n;
-    for (size_t i = 0; i < n_in; i += SH_LANES) {
-        lanes p = lanes_exp(lanes_load(s + i, n_in - i) - max) * inv_sum;
-        lanes_store(s + i, p, n_in - i);
-        lanes_store(d + i, p * (lanes_load(d + i, n_in - i) - dot_), n_in - i);
-    }
+    lanes x = lanes_load(s, n) - max;
+    lanes p = lanes_where(~(x < -87.0f), lanes_exp(x)) * inv_sum;
+    lanes_store(s, p, n);
+    lanes_store(d, p * (lanes_load(d, n) - mean), n);
 }
 
-static float dot(const float *x, const float *y, int n)
+static void attend_back(float *s, float *d, int n_, float max, float inv_sum, float mean)
 {
-    size_t n_in = (size_t)n;
-    lanes sum = {0};
-    for (size_t i = 0; i < n_in; i += SH_LANES)
-        sum += lanes_load(x + i, n_in - i) * lanes_load(y + i, n_in - i);
-    return lanes_sum(sum);
+    size_t n = (size_t)n_, i = 0;
+    for (; i + SH_LANES <= n; i += SH_LANES)
+        attend_step(s + i, d + i, max, inv_sum, mean, SH_LANES);
+    if (i < n) attend_step(s + i, d + i, max, inv_sum, mean, n - i);
 }
 
-static void gather(float *y, const float *x, size_t ldx, int n_row, int n, const float *bias)
+static float dot(const float *x, const float *y, int n_)
 {
-    size_t n_in = (size_t)n;
-    for (int r = 0; r < n_row; r++, x += ldx, y += n_in)
-        for (size_t i = 0; i < n_in; i += SH_LANES) {
-            lanes v = lanes_load(x + i, n_in - i);
-            lanes_store(y + i, bias ? v + lanes_load(bias + i, n_in - i) : v, n_in - i);
+    size_t n = (size_t)n_, i = 0;
+    turns sum = {0};
+    for (; i + TURNS * SH_LANES <= n; i += TURNS * SH_LANES)
+        for (int t = 0; t < TURNS; t++) {
+            size_t at = i + (size_t)t * SH_LANES;
+            sum.v[t] += lanes_load(x + at, SH_LANES) * lanes_load(y + at, SH_LANES);
         }
+    for (; i + SH_LANES <= n; i += SH_LANES)
+        sum.v[0] += lanes_load(x + i, SH_LANES) * lanes_load(y + i, SH_LANES);
+    if (i < n) sum.v[1] += lanes_load(x + i, n - i) * lanes_load(y + i, n - i);
+    return turns_sum(&sum);
+}
+
+/* ---- the rest ---- */
+
+LANES_INLINE void gather_step(float *y, const float *x, const float *bias, size_t n)
+{
+    lanes v = lanes_load(x, n);
+    lanes_store(y, bias ? v + lanes_load(bias, n) : v, n);
+}
+
+static void gather(float *y, const float *x, size_t ldx, int n_row, int n_, const float *bias)
+{
+    size_t n = (size_t)n_;
+    for (int r = 0; r < n_row; r++, x += ldx, y += n) {
+        size_t i = 0;
+        for (; i + SH_LANES <= n; i += SH_LANES)
+            gather_step(y + i, x + i, bias ? bias + i : NULL, SH_LANES);
+        if (i < n) gather_step(y + i, x + i, bias ? bias + i : NULL, n - i);
+    }
 }
 
 static void scale(float *x, float a, size_t n)
 {
-    for (size_t i = 0; i < n; i += SH_LANES)
-        lanes_store(x + i, lanes_load(x + i, n - i) * a, n - i);
+    size_t i = 0;
+    for (; i + SH_LANES <= n; i += SH_LANES)
+        lanes_store(x + i, lanes_load(x + i, SH_LANES) * a, SH_LANES);
+    for (; i < n; i++) x[i] *= a;
 }
 
 /* 32 by 32 bits: the high and the low word of each product, lane by lane. */
@@ -200,9 +310,9 @@ static void dropout(float *x, size_t n, const sh_drop *drop)
             c[3] = l0;
         }
         for (int w = 0; w < 4 && i < n; w++, i += SH_LANES) {
-            lane_bits out = (lane_bits)(c[w] < drop->below);
-            lanes v = lanes_load(x + i, n - i) * drop->scale;
-            lanes_store(x + i, lanes_pick(out, lanes_all(0), v), n - i);
+            size_t some = n - i < SH_LANES ? n - i : SH_LANES;
+            lanes v = lanes_load(x + i, some) * drop->scale;
+            lanes_store(x + i, lanes_where((lane_bits)(c[w] >= drop->below), v), some);
         }
     }
 }

@@ -9,7 +9,6 @@ import subprocess
 
 import tap
 
-SHAPE = ["--layers", 5, "--heads", 4, "--kv-heads", 2, "--head-dim", 16, "--embd", 64, "--ff", 96]
 DOCS = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/adding.md", "docs/numerics.md",
         "docs/protocol.md", "docs/training.md"]
 
@@ -19,11 +18,11 @@ def blocks(text, kind):
 
 
 def readme(text):
-    """Runs every `build/shoal` line of the README in a folder that has a model.gguf."""
+    """Runs every `build/shoal` line of the README in a folder where the project's own model is model.gguf."""
     folder = tap.TMP / "readme"
     (folder / "build").mkdir(parents=True)
     (folder / "build/shoal").symlink_to(tap.PROGRAM)
-    shutil.copy(tap.mkmodel("model.gguf", *SHAPE), folder / "model.gguf")
+    shutil.copy(tap.ROOT / "models/stories.gguf", folder / "model.gguf")
     (folder / "text.txt").write_text("Once upon a time a fox ran over the hill. " * 200)
     (nodes,) = [json.loads(b) for b in blocks(text, "json")]
     with tap.Worker(folder / "model.gguf") as worker:

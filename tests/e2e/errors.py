@@ -5,6 +5,7 @@ never a crash or a hang; no process and no shared memory of ours stays; stranger
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import struct
@@ -32,9 +33,9 @@ def one_sentence(text):
     return len(lines) == 1 and lines[0].startswith("shoal") and "Sanitizer" not in text
 
 
-def refused(name, args, status, *words, stdin=None):
+def refused(name, args, status, *words, stdin=None, env=None):
     """The command ends with this status and one sentence in which each of the words occurs."""
-    result = tap.shoal(*args, stdin=stdin, timeout=10)
+    result = tap.shoal(*args, stdin=stdin, timeout=10, env=env)
     good = (result.status == status and one_sentence(result.err) and result.out == ""
             and all(str(w).lower() in result.err.lower() for w in words))
     tap.ok(good, f"{name}: status {status}, says {', '.join(map(str, words)) or 'why'}", result)
@@ -53,7 +54,11 @@ def usage(model):
     refused("unknown arithmetic", [*run, "-p", "x", "--arith", "fp3"], 2, "fp3", "int8", "bf16")
     refused("unknown cache type", [*run, "-p", "x", "--kv", "q9"], 2, "q9", "f16")
     refused("unknown output", [*run, "-p", "x", "-o", "xml"], 2, "xml", "json")
-    refused("no model named", ["run", "-p", "x"], 2, "-m")
+    away = tap.TMP / "away"
+    away.mkdir()
+    shutil.copy(tap.PROGRAM, away / "shoal")  # where the project's own model is not beside it
+    env = {"SHOAL_PROGRAM": str(away / "shoal"), "SHOAL_MODEL": ""}
+    refused("no model named", ["run", "-p", "x"], 2, "-m", "stories.gguf", env=env)
     refused("missing model", ["run", "-m", missing, "-p", "x"], 2, missing)
     refused("missing model, inspect", ["inspect", missing], 2, missing)
     refused("missing model, tokenize", ["tokenize", "-m", missing, "-p", "x"], 2, missing)

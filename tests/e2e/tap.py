@@ -30,7 +30,8 @@ atexit.register(shutil.rmtree, TMP, ignore_errors=True)
 
 # Every process that a test starts, and their children, carry this mark in their environment.
 MARK = f"SHOAL_E2E={os.getpid()}.{time.monotonic_ns()}"
-ENV = {**os.environ, **dict([MARK.split("=")]), "SHOAL_PROGRAM": PROGRAM}
+ENV = {**os.environ, **dict([MARK.split("=")]), "SHOAL_PROGRAM": PROGRAM,
+       "SHOAL_MODEL": str(ROOT / "models/stories.gguf")}  # a build folder may be anywhere
 
 count = failures = 0
 
