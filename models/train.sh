@@ -22,9 +22,9 @@ fi
 start=scratch
 [ -f "$dir/ckpt/last.gguf" ] && start=resume
 build/shoal train --init "$start" --ckpt "$dir/ckpt" --dataset "$dir/data" --family llama \
-    --layers 6 --width 256 --heads 8 --kv-heads 4 --ff 704 --context 512 --tied \
-    --batch-size 16 --max-iters 2200 --lr 1.5e-3 --min-lr 1e-4 --warmup 100 \
-    --weight-decay 0.1 --beta2 0.98 --ckpt-interval 100 --eval-iters 10 --log-interval 20 --seed 1
+    --layers 4 --width 256 --heads 8 --kv-heads 4 --ff 704 --context 256 --tied \
+    --batch-size 8 --max-iters 9000 --lr 2e-3 --min-lr 1e-4 --warmup 200 \
+    --weight-decay 0.1 --beta2 0.98 --ckpt-interval 500 --eval-iters 40 --log-interval 100 --seed 1
 
 build/shoal quantize "$dir/ckpt/best.gguf" models/stories.gguf q8_0
 

@@ -42,6 +42,9 @@ OPERAND_INLINE sh_words words_pair(sh_words even, sh_words odd)
 {
     return words_round(even) >> 16 | (words_round(odd) & 0xffff0000);
 }
+#ifndef WORDS_PAIR /* an instruction set may have its own */
+#define WORDS_PAIR(even, odd) words_pair(even, odd)
+#endif
 
 /* One step of a transposition: of each pair of vectors `step` apart, the blocks of `step` words off
  * the diagonal are exchanged. */
@@ -78,7 +81,7 @@ OPERAND_INLINE void pairs_of_columns(sh_words v[SH_LANES], const float *x, size_
         const float *at = x + (size_t)(2 * i) * ldx;
         sh_words even = 2 * i < n_k ? words_load(at, n_col) : zero;
         sh_words odd = 2 * i + 1 < n_k ? words_load(at + ldx, n_col) : zero;
-        v[i] = words_pair(even, odd);
+        v[i] = WORDS_PAIR(even, odd);
     }
 }
 
@@ -119,7 +122,7 @@ OPERAND_INLINE sh_words pairs_of_row(const float *x, int n)
         __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     sh_words odd =
         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    return words_pair(even, odd);
+    return WORDS_PAIR(even, odd);
 }
 
 static void right_rows_bf16(void *y, const float *x, size_t ldx, int n_row, int n_k)

@@ -237,8 +237,9 @@ static bool ends_with(const char *text, const char *end)
 
 void sh_params_draw(sh_params *p, uint64_t seed)
 {
-    const float std = 0.02f;
+    const float embd = 0.02f; /* of embeddings, and so of the first logits */
     uint64_t state = sh_cpu_enter();
+    float std = 0.02f * sqrtf(768.0f / (float)p->arch.n_embd);
     float back = std / sqrtf(2.0f * (float)p->arch.n_layer);
     for (int i = 0; i < p->n; i++) {
         const sh_param *t = &p->list[i];
@@ -247,7 +248,11 @@ void sh_params_draw(sh_params *p, uint64_t seed)
         bool goes_back =
             ends_with(t->name, "attn_output.weight") || ends_with(t->name, "ffn_down.weight");
         if (t->cols > 1)
-            draw_normal(w, n, goes_back ? back : std, seed, hash_name(t->name));
+            draw_normal(w, n,
+                        strncmp(t->name, "blk.", 4) != 0 ? embd
+                        : goes_back                      ? back
+                                                         : std,
+                        seed, hash_name(t->name));
         else
             for (size_t j = 0; j < n; j++) w[j] = ends_with(t->name, "weight") ? 1.0f : 0.0f;
     }

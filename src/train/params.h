@@ -60,9 +60,10 @@ size_t sh_arch_bytes(const sh_arch *a);
 sh_err sh_params_open(sh_params *p, const sh_arch *a);
 void sh_params_close(sh_params *p);
 
-/** Draws w as GPT-2 and nanoGPT do: normal(0, 0.02), the two products back into the residual stream
- * by 1/sqrt(2 n_layer) less, biases 0, norms 1. Depends on the seed and the tensors' names alone.
- */
+/** Draws w: embeddings and a head of its own normal(0, 0.02); matrices of layers as GPT-2 (width
+ * 768) does, 0.02 sqrt(768 / n_embd), so that narrower models begin with activations of the same
+ * size; of those the two products back into the residual stream by 1/sqrt(2 n_layer) less; biases
+ * 0, norms 1. Depends on the seed and the tensors' names alone. */
 void sh_params_draw(sh_params *p, uint64_t seed);
 /** Reads w from a model file of the same architecture, any element type; of learned positions the
  * first n_ctx, and an untied head from the embedding where the file has none. SH_EFILE. */

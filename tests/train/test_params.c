@@ -72,13 +72,12 @@ static void test_draw(void **state)
         OK(sh_params_open(&p, &kit_archs[k]));
         OK(sh_params_open(&q, &wide));
         sh_params_draw(&p, 7);
-        double back = 0.02 / sqrt(2.0 * p.arch.n_layer);
+        double std = 0.02 * sqrt(768.0 / p.arch.n_embd), back = std / sqrt(2.0 * p.arch.n_layer);
         for (int i = 0; i < p.n; i++) {
             const sh_param *t = &p.list[i];
             bool down = strstr(t->name, "ffn_down.weight") || strstr(t->name, "output.weight");
-            down = down && strncmp(t->name, "blk.", 4) == 0;
             if (t->cols > 1)
-                check_spread(&p, t, down ? back : 0.02);
+                check_spread(&p, t, strncmp(t->name, "blk.", 4) != 0 ? 0.02 : down ? back : std);
             else
                 for (size_t j = 0; j < size_of(t); j++)
                     assert_true(p.w[t->at + j] == (strstr(t->name, "bias") ? 0.0f : 1.0f));

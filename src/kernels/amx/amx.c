@@ -8,6 +8,7 @@ static void overlay(sh_kernels *k)
     sh_matmul_bf16_amx(k);
     sh_matmul_i8_amx(k);
     sh_attention_amx(k);
+    sh_operands_amx(k);
     sh_peak_amx(k);
 }
 

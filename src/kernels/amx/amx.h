@@ -11,6 +11,7 @@
 void sh_matmul_bf16_amx(sh_kernels *k);
 void sh_matmul_i8_amx(sh_kernels *k);
 void sh_attention_amx(sh_kernels *k);
+void sh_operands_amx(sh_kernels *k);
 void sh_peak_amx(sh_kernels *k);
 
 /* The shapes of the eight tiles, as LDTILECFG reads them. Always static and const: built on the
