@@ -5,9 +5,10 @@
     models/stories/generate.py --megabytes 4 --seed 1 --held-out -o unseen.txt
     models/stories/generate.py --openings 10
 
-Each story is followed by a line `<|endoftext|>`; its paragraphs are lines. The bytes depend on the size, the
-seed and --held-out, not on --jobs. Stories whose main character's name and place are a reserved pair
-(cast.held_out) are in the held-out text only, so their openings do not occur in what is trained on.
+Rhymes (rhymes.py) stand between the stories. Each text is followed by a line `<|endoftext|>`; its paragraphs
+are lines. The bytes depend on the size, the seed and --held-out, not on --jobs. Stories whose main
+character's name and place are a reserved pair (cast.held_out) are in the held-out text only, so their
+openings do not occur in what is trained on.
 
 A plot of plots/*.txt is told by a function made from it (grammar.py) about people and things drawn for the
 story (cast.py, words.py)."""
@@ -23,11 +24,13 @@ import sys
 
 import cast
 import grammar
+import rhymes
 
 HERE = pathlib.Path(__file__).resolve().parent
 END = "<|endoftext|>"
 CHUNK = 400  # stories that one generator of random numbers draws: the unit of work
 WORDS = range(80, 251)
+ALONE = 0.4  # the part of the stories that no rhyme follows
 plots = []  # of this process
 numbers = set()  # of all the ways to tell their beats
 
@@ -72,7 +75,10 @@ def generator(seed, held, chunk):
 def chunk_bytes(task):
     seed, held, chunk = task
     load()
-    return "".join(f"{s}\n{END}\n" for s in stories(generator(seed, held, chunk), CHUNK, held)).encode()
+    rng, texts = generator(seed, held, f"{chunk} rhymes"), []
+    for s in stories(generator(seed, held, chunk), CHUNK, held):
+        texts += [s] if rng.random() < ALONE else [s, rhymes.rhyme(rng)]
+    return "".join(f"{s}\n{END}\n" for s in texts).encode()
 
 
 def write(out, n_bytes, seed, held, jobs):

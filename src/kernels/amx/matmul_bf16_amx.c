@@ -13,7 +13,7 @@ enum {
     MANY = 512,    /* tokens that are taken together, if there are parts, */
     PANELS = 32,   /* and panels */
     CHUNK = 512,   /* k's that are taken together where there are many slices, */
-    SQUARES = 16,  /* and panels */
+    SQUARES = 8,   /* and panels */
     FEW = 8,       /* tokens below which the vector unit is as fast */
 };
 
@@ -270,7 +270,7 @@ static void four_parts(tiles_fn *make, uint8_t *room, float *y, size_t ldy, cons
         }
 }
 
-/* ---- many k's in slices, weights that are tiles already ---- */
+/* ---- many k's, weights that are tiles already ---- */
 
 /* A square of 32 by 32 outputs whose sums come from and go to `at`. */
 typedef struct square {
@@ -387,7 +387,8 @@ static __attribute__((noinline)) void run(tiles_fn *make, float *y, size_t ldy, 
 {
     _Alignas(64) uint8_t room[GROUP_BYTES];
     size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32; /* of one panel */
-    if (bytes <= PART_BYTES || slice_hi - slice_lo < 4) {
+    bool fits = bytes <= GROUP_BYTES / 2; /* two panels in the room */
+    if (bytes <= PART_BYTES || (slice_hi - slice_lo < 4 && fits)) {
         part(make, room, false, y + (size_t)panel_lo * SH_LANES, ldy, w, panel_lo, panel_hi,
              slice_lo, slice_hi, x, ldx, n_tok);
         return;
@@ -412,7 +413,7 @@ static sh_matmul_fn *few_bf16, *few_q8_0,
                      int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
     {                                                                                              \
         size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32;                     \
-        if (n_tok < FEW || bytes > GROUP_BYTES / 2)                                                \
+        if (n_tok < FEW || (make != tiles_bf16 && bytes > GROUP_BYTES / 2))                        \
             few(y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);                 \
         else                                                                                       \
             run(make, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);           \
