@@ -126,8 +126,8 @@ static void products(void **state)
         }
         /* so many k's that kernels take them in parts; batches of training have such */
         if (sh_isas[i]->needs != 0)
-            for (int n_slice = 1; n_slice <= 8; n_slice *= 2) {
-                sizes z = {61, 50, n_slice < 4 ? 16900 : 4500, n_slice, true, true};
+            for (int n_slice = 1; n_slice <= 8; n_slice *= 8) {
+                sizes z = {45, 20, n_slice < 4 ? 16900 : 4500, n_slice, true, true};
                 compare(&(sh_products){&k, pool, SH_BF16}, &(sh_products){&c, pool, SH_BF16}, &z);
             }
         sh_pool_close(pool);
