@@ -26,7 +26,8 @@ def check(model, sample, flags):
 def own_model():
     """The arithmetic of prompts is named, since `auto` is another one on other machines."""
     sample = json.loads((tap.ROOT / "tests/golden/stories.json").read_text())
-    for flags in [*(f for f in TOPOLOGIES if f != ["--ring", 5]), ["--ring", 4]]:  # it has 4 layers
+    topologies = [*(f for f in TOPOLOGIES if f != ["--ring", 5]), ["--ring", 4]]  # it has 4 layers
+    for flags in topologies[:2] if tap.SANITIZED else topologies:
         title = f"the project's own model {' '.join(map(str, flags))}"
         result = tap.shoal("run", "-p", sample["prompt"], "-n", sample["n"], "--temp", 0, "--arith",
                            "int8", "-o", "json", *flags)

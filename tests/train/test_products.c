@@ -113,7 +113,7 @@ static void products(void **state)
         assert_int_equal(sh_kernels_init(&k, sh_isas[i]->name), SH_OK);
         assert_int_equal(sh_kernels_init(&c, "c"), SH_OK);
         assert_int_equal(sh_pool_open(&pool, 2, NULL, 100), SH_OK);
-        for (int round = 0; round < 60; round++) {
+        for (int round = 0; round < 30; round++) {
             sh_products p = {&k, pool, round & 1 ? SH_BF16 : SH_F32};
             sh_products plain = {&c, pool, p.dtype};
             sizes z = {1 + (int)(draw() % 90),
