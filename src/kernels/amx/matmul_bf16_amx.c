@@ -337,7 +337,7 @@ static void squares(float *y, size_t ldy, const sh_mat *w, int panel, int n_pane
         do {
             int end = k + CHUNK < slice_end ? k + CHUNK : slice_end;
             for (int p = 0; p < n_panel; p += 2) {
-                const char *first = x + (size_t)(k - k_lo) * 2;
+                const char *first = x + (size_t)k * 2;
                 size_t at = (size_t)(k - k_lo) * 32;
                 square_chunk(
                     &(square){.x = {first, n_tok > 16 ? first + 16 * ldx : first},
