@@ -12,7 +12,7 @@ enum {
         64 * 1024, /* of one panel, in one go; more k's are taken in parts, if slices allow */
     MANY = 512,    /* tokens that are taken together, if there are parts, */
     PANELS = 32,   /* and panels */
-    CHUNK = 512,   /* k's that are taken together where there are many slices, */
+    CHUNK = 256,   /* k's that are taken together where there are many slices, */
     SQUARES = 8,   /* and panels */
     FEW = 8,       /* tokens below which the vector unit is as fast */
 };
@@ -322,6 +322,15 @@ INLINE void add_square(tile_sums *left, tile_sums *right)
         _mm512_store_ps(l + i, _mm512_add_ps(_mm512_load_ps(l + i), _mm512_load_ps(r + i)));
 }
 
+/* A line of y is written as a whole without being read first, where it is one. */
+INLINE void put_past_caches(float *y, __mmask16 rows, __m512 v)
+{
+    if (rows == 0xffff && (uintptr_t)y % 64 == 0)
+        _mm512_stream_ps(y, v);
+    else
+        _mm512_mask_storeu_ps(y, rows, v);
+}
+
 /* Up to 32 tokens by up to SQUARES panels; tiles: those of all k's from the first slice's first.
  * Before a slice's last chunk is over its sums stand in the level of the tree that is free; then
  * they are added to the subtrees to their left. */
@@ -355,9 +364,8 @@ static void squares(float *y, size_t ldy, const sh_mat *w, int panel, int n_pane
     }
     for (int p = 0; p < n_panel; p++)
         for (int t = 0; t < n_tok; t++)
-            _mm512_mask_storeu_ps(y + (size_t)t * ldy + (size_t)p * SH_LANES,
-                                  panel_rows(w, panel + p),
-                                  _mm512_load_ps(level[0][p / 2][t / 16 * 2 + p % 2][t % 16]));
+            put_past_caches(y + (size_t)t * ldy + (size_t)p * SH_LANES, panel_rows(w, panel + p),
+                            _mm512_load_ps(level[0][p / 2][t / 16 * 2 + p % 2][t % 16]));
 }
 
 /* SQUARES panels stay in the second-level cache while all tokens pass by. */
@@ -378,6 +386,7 @@ static void many_slices(float *y, size_t ldy, const sh_mat *w, int panel_lo, int
         }
         _tile_release();
     }
+    _mm_sfence(); /* what went past the caches is seen by other threads */
 }
 
 /* Not inlined: its buffer is only on the stack while it runs. */
