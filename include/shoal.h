@@ -45,7 +45,7 @@ typedef struct shoal_options {
     int n_ring;   /* nodes of a ring on this host, started by shoal_open; 0: 1 */
     const char *nodes; /* JSON file of a ring over hosts; NULL: none */
     const char *arith; /* arithmetic of prompts: "auto", "int8", "bf16"; NULL: auto */
-    const char *kv;    /* element type of the KV cache: "f16", "f32", "bf16"; NULL: f16 */
+    const char *kv;    /* element type of the KV cache: "f16", "bf16", "f32", "q8_0"; NULL: f16 */
 } shoal_options;
 
 /** Loads the model, starts ranks and local nodes, joins the ring. *opt zeroed but for model is a

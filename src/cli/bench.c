@@ -485,7 +485,7 @@ static int command(int argc, char **argv)
     const sh_flag flags[] = {
         {"-m, --model", "FILE", SH_FLAG_STR, &e->model, 0, 0, "the model file (GGUF)"},
         {"--shape", "NAME", SH_FLAG_STR, &o.shape, 0, 0,
-         "random weights in the shape of a known model"},
+         "random weights in the shape of a known model; an unknown name lists them"},
         {"--type", "TYPE", SH_FLAG_STR, &o.type, 0, 0, "type of the weights of a shape"},
         {"-p, --n-prompt", "N,...", SH_FLAG_STR, &o.prompt, 0, 0,
          "tokens of a prompt; 0: no such test"},
@@ -506,7 +506,7 @@ static int command(int argc, char **argv)
          "arithmetic of prompts with quantised weights: auto, int8, bf16"},
         {"--cpu", "NAME", SH_FLAG_STR, &o.cpu, 0, 0,
          "the best instruction set to use; see shoal inspect --kernels"},
-        {"--kv", "TYPE", SH_FLAG_STR, &e->kv, 0, 0, "type of the KV cache: f16, f32, bf16"},
+        {"--kv", "TYPE", SH_FLAG_STR, &e->kv, 0, 0, "type of the KV cache: f16, bf16, f32, q8_0"},
         {"-o, --output", "KIND", SH_FLAG_STR, &o.output, 0, 0, "md, csv or json"},
         {"-v, --verbose", NULL, SH_FLAG_BOOL, &o.verbose, 0, 0, "say more on stderr"},
     };

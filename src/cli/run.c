@@ -428,7 +428,7 @@ static int command(int argc, char **argv)
          "arithmetic of prompts with quantised weights: auto, int8, bf16"},
         {"--cpu", "NAME", SH_FLAG_STR, &o.cpu, 0, 0,
          "the best instruction set to use; see shoal inspect --kernels"},
-        {"--kv", "TYPE", SH_FLAG_STR, &e->kv, 0, 0, "type of the KV cache: f16, f32, bf16"},
+        {"--kv", "TYPE", SH_FLAG_STR, &e->kv, 0, 0, "type of the KV cache: f16, bf16, f32, q8_0"},
         {"--echo", NULL, SH_FLAG_BOOL, &o.echo, 0, 0, "print the prompt before the text"},
         {"-o, --output", "KIND", SH_FLAG_STR, &o.output, 0, 0,
          "text, or json: one line per sample"},

@@ -56,10 +56,10 @@ void sh_tree_sum(float *y, size_t at, size_t n, sh_part_fn *part, const void *ar
 void sh_tree_add(float *x, size_t at, size_t n, sh_part_fn *part, const void *arg)
 {
     float sum[SH_SUM_BLOCK];
-    for (size_t end = at + n; at < end; at += SH_SUM_BLOCK) {
-        size_t m = end - at < SH_SUM_BLOCK ? end - at : SH_SUM_BLOCK;
-        sh_tree_sum(sum, at, m, part, arg);
-        for (size_t i = 0; i < m; i++) x[at + i] += sum[i];
+    for (size_t done = 0; done < n; done += SH_SUM_BLOCK) {
+        size_t m = n - done < SH_SUM_BLOCK ? n - done : SH_SUM_BLOCK;
+        sh_tree_sum(sum, at + done, m, part, arg);
+        for (size_t i = 0; i < m; i++) x[done + i] += sum[i];
     }
 }
 
@@ -122,7 +122,7 @@ static sh_err self_meet(sh_group *g, size_t n)
 static void self_add_sum(const sh_group *g, float *x, size_t at, size_t n)
 {
     const float *part = ((const self_group *)g)->part + at;
-    for (size_t i = 0; i < n; i++) x[at + i] += part[i];
+    for (size_t i = 0; i < n; i++) x[i] += part[i];
 }
 static sh_err self_gather(sh_group *g, float *y, size_t ldy, const sh_range *col, int n_row)
 {

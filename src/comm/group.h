@@ -114,8 +114,8 @@ static inline sh_err sh_group_meet(sh_group *g, size_t n)
 {
     return g->ops->meet(g, n);
 }
-/** x[at..at+n) += the tree sum of all ranks' roots, alike on every rank. Any thread may do any
- * part. */
+/** x (n) += the values [at, at + n) of the tree sum of all ranks' roots, alike on every rank. Any
+ * thread may do any part. */
 static inline void sh_group_add_sum(const sh_group *g, float *x, size_t at, size_t n)
 {
     g->ops->add_sum(g, x, at, n);
@@ -164,7 +164,7 @@ bool sh_mpi_started(void);
 enum { SH_SUM_BLOCK = 1024 };
 typedef const float *sh_part_fn(const void *arg, sh_range r);
 void sh_tree_sum(float *y, size_t at, size_t n, sh_part_fn *part, const void *arg);
-/* x[at..at+n) += that, for any n. */
+/* x (n) += that, for any n. */
 void sh_tree_add(float *x, size_t at, size_t n, sh_part_fn *part, const void *arg);
 /* The columns `col` of y (n_row, ldy) = part (n_row, width of col). */
 void sh_put_columns(float *y, size_t ldy, const float *part, sh_range col, int n_row);

@@ -115,8 +115,9 @@ static sh_err set_options(shoal *s, const shoal_options *opt, const sh_config *c
                                 "workers and give --nodes instead of --ring");
     if (o->n_ring > 1 && o->nodes) return sh_fail(SH_EARG, "give --ring or --nodes, not both");
     int kv = sh_dtype_by_name(o->kv ? o->kv : "f16");
-    if (kv != SH_F16 && kv != SH_F32 && kv != SH_BF16)
-        return sh_fail(SH_EARG, "a KV cache of type '%s': give f16, f32 or bf16 (--kv)", o->kv);
+    if (kv < 0 || !sh_kv_has((sh_dtype)kv))
+        return sh_fail(SH_EARG, "a KV cache of type '%s': give f16, bf16, f32 or q8_0 (--kv)",
+                       o->kv);
     s->kv = (sh_dtype)kv;
     return SH_OK;
 }

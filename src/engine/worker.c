@@ -62,8 +62,7 @@ static sh_err load(worker *w, const sh_load *l)
     if (l->n_embd != w->self.n_embd || l->layer_lo >= l->layer_hi ||
         l->layer_hi > w->self.n_layer || l->n_slot < 1 || l->n_slot > 256 || l->n_ctx < 1 ||
         l->n_ctx > 1u << 28 || l->n_batch < 1 || l->n_batch > 65536 || l->stage < 1 ||
-        l->stage >= l->n_stage || l->arith > 1 ||
-        (l->kv != SH_F32 && l->kv != SH_F16 && l->kv != SH_BF16))
+        l->stage >= l->n_stage || l->arith > 1 || !sh_kv_has((sh_dtype)l->kv))
         return sh_fail(SH_EARG, "the starter asks for what this model does not have");
     o.stage = (int)l->stage;
     o.n_stage = (int)l->n_stage;

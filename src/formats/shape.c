@@ -70,15 +70,34 @@ static const row gpt2_ends[] = {
     {"output_norm.bias", EMBD, ONE, 0},
     {0},
 };
-static void put_llama(maker *k), put_gpt2(maker *k);
+static const row gptj_layer[] = {
+    {"blk.%d.attn_norm.weight", EMBD, ONE, 1},
+    {"blk.%d.attn_norm.bias", EMBD, ONE, 0},
+    {"blk.%d.attn_q.weight", Q, EMBD, 0},
+    {"blk.%d.attn_k.weight", KV, EMBD, 0},
+    {"blk.%d.attn_v.weight", KV, EMBD, 0},
+    {"blk.%d.attn_output.weight", EMBD, Q, 0},
+    {"blk.%d.ffn_up.weight", FF, EMBD, 0},
+    {"blk.%d.ffn_up.bias", FF, ONE, 0},
+    {"blk.%d.ffn_down.weight", EMBD, FF, 0},
+    {"blk.%d.ffn_down.bias", EMBD, ONE, 0},
+    {0},
+};
+static const row gptj_ends[] = {
+    {"token_embd.weight", VOCAB, EMBD, 0}, {"output_norm.weight", EMBD, ONE, 1},
+    {"output_norm.bias", EMBD, ONE, 0},    {"output.weight", VOCAB, EMBD, 0},
+    {"output.bias", VOCAB, ONE, 0},        {0},
+};
+static void put_llama(maker *k), put_gpt2(maker *k), put_gptj(maker *k);
 static const family llama = {"llama", llama_layer, llama_ends, put_llama};
 static const family gpt2 = {"gpt2", gpt2_layer, gpt2_ends, put_gpt2};
+static const family gptj = {"gptj", gptj_layer, gptj_ends, put_gptj};
 
 typedef struct shape {
     const char *name;
     const family *family;
     int n_layer, n_embd, n_head, n_kv_head, n_ff, n_vocab, n_ctx;
-    float rope_base;
+    float rope_base; /* of family llama */
 } shape;
 
 static const shape shapes[] = {
@@ -91,6 +110,7 @@ static const shape shapes[] = {
     {"gpt2-medium", &gpt2, 24, 1024, 16, 16, 4096, 50257, 1024, 0},
     {"gpt2-large", &gpt2, 36, 1280, 20, 20, 5120, 50257, 1024, 0},
     {"gpt2-xl", &gpt2, 48, 1600, 25, 25, 6400, 50257, 1024, 0},
+    {"gptj-6b", &gptj, 28, 4096, 16, 16, 16384, 50400, 2048, 0},
     {0},
 };
 
@@ -205,6 +225,12 @@ static void put_gpt2(maker *k)
     for (int i = 0; i < n; i++) sh_put_u32(&k->head, i == n - 1 ? 3 : 1); /* control, normal */
     put_array(k, "tokenizer.ggml.merges", SH_META_STR, 1);
     put_str(&k->head, "\xc4\xa0 t");
+}
+
+static void put_gptj(maker *k)
+{
+    put_u32(k, ".rope.dimension_count", 64);
+    put_gpt2(k);
 }
 
 static void put_metadata(maker *k, const char *path)

@@ -78,6 +78,14 @@ void sh_mat_pack(const sh_mat *m, int lo, int hi, const uint8_t *(*row)(const vo
 typedef void sh_matmul_fn(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
                           int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok);
 
+/* Where a float32 matrix goes as operands of products: its rows as rows of activations, its columns
+ * as such, its columns as rows of a packed matrix. NULL: not there. */
+typedef struct sh_spread {
+    void *rows, *cols, *right;
+    size_t ld_rows, ld_cols, panel_bytes;
+    bool far; /* as of left_cols */
+} sh_spread;
+
 /* The numbers of a step of AdamW, alike for all weights that decay alike. rest1 = 1 - beta1, rest2
  * = 1 - beta2, keep = 1 - lr decay, rate = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t). */
 typedef struct sh_adamw_step {
@@ -118,18 +126,23 @@ typedef struct sh_kernels {
      * Source: Su et al. 2021, arXiv:2104.09864. */
     void (*rope)(float *x, const float *c, const float *s, int n_head, int head_dim, int n_rot);
 
-    /* KV cache of one head and page, element type f32, f16 or bf16:
-     *   K is [SH_PAGE/16][head_dim][16], V is [SH_PAGE][head_dim].
-     * kv_put stores k and v (head_dim) at position `at` of the page. */
+    /* KV cache of one head and page, sh_kv_page_bytes of K and as many of V:
+     *   f32, f16, bf16  K is [SH_PAGE/16][head_dim][16], V is [SH_PAGE][head_dim]
+     *   q8_0  int8 in that order, then f16 scales [groups of SH_RUN d's, the last one may be
+     *         shorter][SH_PAGE]; a value is scale * q, which float32 holds exactly
+     * kv_put stores k and v (head_dim) at position `at` of the page, rounded to even.
+     *   q8_0: as prepare for I8, group by group; then the scale is rounded to f16. */
     void (*kv_put[SH_N_DTYPE])(void *kpage, void *vpage, const float *k, const float *v, int at,
                                int head_dim);
     /* s[h][j] = scale * (fma chain over d ascending of q[h][d] * k[j][d]), h < n_q, j < n_pos <=
-     * SH_PAGE. s (n_q, lds) may be written up to j = n_pos rounded up to 16. */
+     * SH_PAGE. s (n_q, lds) may be written up to j = n_pos rounded up to 16. next: the page that
+     * will be read after this one, whose memory may be asked for ahead; NULL: none. */
     void (*attn_scores[SH_N_DTYPE])(float *s, size_t lds, const float *q, size_t ldq, int n_q,
-                                    const void *kpage, int n_pos, int head_dim, float scale);
-    /* o[h][d] = fma chain over j ascending of p[h][j] * v[j][d], from o[h][d]. */
+                                    const void *kpage, int n_pos, int head_dim, float scale,
+                                    const void *next);
+    /* o[h][d] = fma chain over j ascending of p[h][j] * v[j][d], from o[h][d]. next: as above. */
     void (*attn_values[SH_N_DTYPE])(float *o, size_t ldo, const float *p, size_t ldp, int n_q,
-                                    const void *vpage, int n_pos, int head_dim);
+                                    const void *vpage, int n_pos, int head_dim, const void *next);
     /* m = max of s; s[j] = e^(s[j] - m); returns m, and in *sum the sum: lane j%16, then halves. */
     float (*softmax_part)(float *s, int n, float *sum);
     /* Puts the part (o2, m2, l2) after (o, *m, *l): n = max(m, m2), a = e^(m-n), b = e^(m2-n),
@@ -142,7 +155,7 @@ typedef struct sh_kernels {
      *   s[j] = scale * the bf16 sum (as matmul, runs of 32 d's) of q[r] and k[j]
      *   m[r], l[r] = softmax_part of s over the positions it sees; p[j] = e^(s[j] - m)
      *   o[r][d] = the bf16 sum over j (runs of 32 positions from the span's first) of p[j] *
-     * v[j][d] o (n_row, head_dim). f16 and bf16 caches only. */
+     * v[j][d] o (n_row, head_dim). Not for f32 caches. */
     void (*attend_bf16[SH_N_DTYPE])(float *o, float *m, float *l, const float *const *q, int n_row,
                                     const int *n_pos, const void *const *kpage,
                                     const void *const *vpage, int head_dim, float scale);
@@ -151,11 +164,19 @@ typedef struct sh_kernels {
      * even), n_k k's of one slice, zeros after them to a multiple of SH_RUN.
      * left_cols: columns of x (n_k, ldx) as rows of activations: y (n_col <= SH_LANES, ldy bytes).
      * right_rows, right_cols: rows of x (n_row <= SH_LANES, ldx), or columns of x (n_k, ldx), as
-     * one slice of a panel; zeros for the rows that are not there. */
+     * one slice of a panel; zeros for the rows that are not there. `far`: it is read much later
+     * and may be written past the caches; other threads see it from the end of a pool's region on
+     * (whose locked instructions wait for such stores). */
     void (*left_cols[SH_N_DTYPE])(void *y, size_t ldy, const float *x, size_t ldx, int n_col,
-                                  int n_k);
+                                  int n_k, bool far);
     void (*right_rows[SH_N_DTYPE])(void *y, const float *x, size_t ldx, int n_row, int n_k);
-    void (*right_cols[SH_N_DTYPE])(void *y, const float *x, size_t ldx, int n_col, int n_k);
+    void (*right_cols[SH_N_DTYPE])(void *y, const float *x, size_t ldx, int n_col, int n_k,
+                                   bool far);
+    /* All that `to` names of x (n_row <= SH_RUN, n_col; ldx), at once: `rows` as prepare writes
+     * rows of one slice, `cols` and `right` as left_cols and right_cols do; all begin at multiples
+     * of 64 bytes. */
+    void (*spread[SH_N_DTYPE])(const sh_spread *to, const float *x, size_t ldx, int n_row,
+                               int n_col);
 
     /* One step of AdamW for n weights, their gradients and moments, every operation rounded:
      *   g' = g scale + 0 (no -0);  m = m beta1 + g' rest1;  v = v beta2 + (g' g') rest2;
@@ -212,6 +233,19 @@ static inline sh_form sh_form_of(sh_dtype t, bool bf16)
     default:
         return SH_FORM_F32;
     }
+}
+
+/** Bytes of the K, or of the V, of one head and page in a KV cache of that type. */
+static inline size_t sh_kv_page_bytes(sh_dtype t, int head_dim)
+{
+    size_t n = SH_PAGE * (size_t)head_dim, n_group = (size_t)(head_dim + SH_RUN - 1) / SH_RUN;
+    return t == SH_Q8_0 ? n + SH_PAGE * n_group * sizeof(uint16_t) : sh_dtype_bytes(t, n);
+}
+
+/** Whether there are KV caches of that type. */
+static inline bool sh_kv_has(sh_dtype t)
+{
+    return t == SH_F32 || t == SH_F16 || t == SH_BF16 || t == SH_Q8_0;
 }
 
 /* Parts that every instruction set shares. */

@@ -28,6 +28,19 @@ OPERAND_INLINE void words_store(void *y, sh_words v)
     memcpy(y, &v, sizeof v);
 }
 
+/* A line of an operand that is read much later; an instruction set may write it past the caches,
+ * which then need not read it first. */
+#ifndef WORDS_STORE_FAR
+#define WORDS_STORE_FAR(y, v) words_store(y, v)
+#endif
+OPERAND_INLINE void words_store_line(void *y, sh_words v, bool far)
+{
+    if (far)
+        WORDS_STORE_FAR(y, v);
+    else
+        words_store(y, v);
+}
+
 /* The high half of each word: bf16, rounded to even; NaN stays one. */
 OPERAND_INLINE sh_words words_round(sh_words v)
 {
@@ -85,7 +98,7 @@ OPERAND_INLINE void pairs_of_columns(sh_words v[SH_LANES], const float *x, size_
     }
 }
 
-static void right_cols_bf16(void *y, const float *x, size_t ldx, int n_col, int n_k)
+static void right_cols_bf16(void *y, const float *x, size_t ldx, int n_col, int n_k, bool far)
 {
     for (int k = 0; k < n_k; k += SH_RUN, y = (char *)y + 1024) {
         sh_words v[SH_LANES];
@@ -94,11 +107,12 @@ static void right_cols_bf16(void *y, const float *x, size_t ldx, int n_col, int 
             pairs_of_columns(v, x + (size_t)k * ldx, ldx, SH_LANES, SH_RUN);
         else
             pairs_of_columns(v, x + (size_t)k * ldx, ldx, n_col, n);
-        for (int i = 0; i < SH_LANES; i++) words_store((char *)y + i * 64, v[i]);
+        for (int i = 0; i < SH_LANES; i++) words_store_line((char *)y + i * 64, v[i], far);
     }
 }
 
-static void left_cols_bf16(void *y, size_t ldy, const float *x, size_t ldx, int n_col, int n_k)
+static void left_cols_bf16(void *y, size_t ldy, const float *x, size_t ldx, int n_col, int n_k,
+                           bool far)
 {
     for (int k = 0; k < n_k; k += SH_RUN, y = (char *)y + 64) {
         sh_words v[SH_LANES];
@@ -108,7 +122,7 @@ static void left_cols_bf16(void *y, size_t ldy, const float *x, size_t ldx, int 
         else
             pairs_of_columns(v, x + (size_t)k * ldx, ldx, n_col, n);
         words_transpose(v);
-        for (int i = 0; i < n_col; i++) words_store((char *)y + (size_t)i * ldy, v[i]);
+        for (int i = 0; i < n_col; i++) words_store_line((char *)y + (size_t)i * ldy, v[i], far);
     }
 }
 
@@ -139,17 +153,18 @@ static void right_rows_bf16(void *y, const float *x, size_t ldx, int n_row, int 
     }
 }
 
-static void right_cols_f32(void *y, const float *x, size_t ldx, int n_col, int n_k)
+static void right_cols_f32(void *y, const float *x, size_t ldx, int n_col, int n_k, bool far)
 {
     int end = (n_k + SH_RUN - 1) / SH_RUN * SH_RUN;
     for (int k = 0; k < end; k++) {
         sh_words v = {0};
         if (k < n_k) v = words_load(x + (size_t)k * ldx, n_col);
-        words_store((char *)y + (size_t)k * 64, v);
+        words_store_line((char *)y + (size_t)k * 64, v, far);
     }
 }
 
-static void left_cols_f32(void *y, size_t ldy, const float *x, size_t ldx, int n_col, int n_k)
+static void left_cols_f32(void *y, size_t ldy, const float *x, size_t ldx, int n_col, int n_k,
+                          bool far)
 {
     int end = (n_k + SH_RUN - 1) / SH_RUN * SH_RUN;
     for (int k = 0; k < end; k += SH_LANES) {
@@ -157,7 +172,8 @@ static void left_cols_f32(void *y, size_t ldy, const float *x, size_t ldx, int n
         for (int i = 0; i < SH_LANES && k + i < n_k; i++)
             v[i] = words_load(x + (size_t)(k + i) * ldx, n_col);
         words_transpose(v);
-        for (int i = 0; i < n_col; i++) words_store((char *)y + (size_t)i * ldy + k * 4, v[i]);
+        for (int i = 0; i < n_col; i++)
+            words_store_line((char *)y + (size_t)i * ldy + k * 4, v[i], far);
     }
 }
 
@@ -173,6 +189,67 @@ static void right_rows_f32(void *y, const float *x, size_t ldx, int n_row, int n
     }
 }
 
+/* ---- several operands at once ---- */
+
+/* n_row (32 at most) by n_col (32 at most) of x, which begins at column `col`. */
+OPERAND_INLINE void spread_tile(const sh_spread *to, const float *x, size_t ldx, int n_row,
+                                int n_col, int col, bool far)
+{
+    char *row = (char *)to->rows + (size_t)col * 2;
+    for (int r = 0; to->rows && r < n_row; r++)
+        words_store_line(row + (size_t)r * to->ld_rows, pairs_of_row(x + (size_t)r * ldx, n_col),
+                         far);
+    for (int c = 0; (to->cols || to->right) && c < n_col; c += SH_LANES) {
+        sh_words v[SH_LANES];
+        int n = n_col - c < SH_LANES ? n_col - c : SH_LANES;
+        pairs_of_columns(v, x + c, ldx, n, n_row);
+        char *panel = (char *)to->right + (size_t)((col + c) / SH_LANES) * to->panel_bytes;
+        for (int i = 0; to->right && i < SH_LANES; i++) words_store_line(panel + i * 64, v[i], far);
+        if (!to->cols) continue;
+        words_transpose(v);
+        char *at = (char *)to->cols + (size_t)(col + c) * to->ld_cols;
+        for (int i = 0; i < n; i++) words_store_line(at + (size_t)i * to->ld_cols, v[i], far);
+    }
+}
+
+OPERAND_INLINE void spread_tiles(const sh_spread *to, const float *x, size_t ldx, int n_row,
+                                 int n_col, bool far)
+{
+    int c = 0;
+    for (; n_row == SH_RUN && c + SH_RUN <= n_col; c += SH_RUN)
+        spread_tile(to, x + c, ldx, SH_RUN, SH_RUN, c, far);
+    for (; c < n_col; c += SH_RUN)
+        spread_tile(to, x + c, ldx, n_row, n_col - c < SH_RUN ? n_col - c : SH_RUN, c, far);
+}
+
+static void spread_bf16(const sh_spread *to, const float *x, size_t ldx, int n_row, int n_col)
+{
+    if (to->far)
+        spread_tiles(to, x, ldx, n_row, n_col, true);
+    else
+        spread_tiles(to, x, ldx, n_row, n_col, false);
+}
+
+static void spread_f32(const sh_spread *to, const float *x, size_t ldx, int n_row, int n_col)
+{
+    for (int r = 0; to->rows && r < n_row; r++)
+        for (int c = 0; c < (n_col + SH_RUN - 1) / SH_RUN * SH_RUN; c += SH_LANES) {
+            sh_words v = {0};
+            int n = n_col - c < SH_LANES ? n_col - c : SH_LANES;
+            if (n > 0) v = words_load(x + (size_t)r * ldx + c, n);
+            words_store_line((char *)to->rows + (size_t)r * to->ld_rows + c * 4, v, to->far);
+        }
+    for (int c = 0; c < n_col; c += SH_LANES) {
+        int n = n_col - c < SH_LANES ? n_col - c : SH_LANES;
+        if (to->cols)
+            left_cols_f32((char *)to->cols + (size_t)c * to->ld_cols, to->ld_cols, x + c, ldx, n,
+                          n_row, to->far);
+        if (to->right)
+            right_cols_f32((char *)to->right + (size_t)(c / SH_LANES) * to->panel_bytes, x + c, ldx,
+                           n, n_row, to->far);
+    }
+}
+
 static inline void operands_overlay(sh_kernels *k)
 {
     k->left_cols[SH_BF16] = left_cols_bf16;
@@ -181,6 +258,8 @@ static inline void operands_overlay(sh_kernels *k)
     k->right_rows[SH_F32] = right_rows_f32;
     k->right_cols[SH_BF16] = right_cols_bf16;
     k->right_cols[SH_F32] = right_cols_f32;
+    k->spread[SH_BF16] = spread_bf16;
+    k->spread[SH_F32] = spread_f32;
 }
 
 #endif

@@ -34,10 +34,17 @@ typedef struct sh_train_rows {
     /* One query's softmax backward: s[i] = e^(s[i] - max) * inv_sum, its weights;
      * d[i] = s[i] (d[i] - mean), the scores' gradient from the weights'. */
     void (*attend_back)(float *s, float *d, int n, float max, float inv_sum, float mean);
-    /* The sum of x[i] y[i]. */
-    float (*dot)(const float *x, const float *y, int n);
+    /* Returns the largest x[i]; *sum: of e^(x[i] - it). */
+    float (*softmax_sum)(const float *x, size_t n, float *sum);
+    /* y[i] = e^(x[i] - max) * scale; y may be x. */
+    void (*softmax)(float *y, const float *x, size_t n, float max, float scale);
+    /* out[r] = the sum of x[r][i] y[r][i]; x (n_row, ldx), y (n_row, ldy), n of each row. */
+    void (*dots)(float *out, const float *x, size_t ldx, const float *y, size_t ldy, int n_row,
+                 int n);
     /* y (n_row, n) = the rows of x (n_row, ldx) + bias (n), which may be NULL. */
     void (*gather)(float *y, const float *x, size_t ldx, int n_row, int n, const float *bias);
+    /* y (n) = the sum of the rows of x (n_row, ldx), ascending, from 0. */
+    void (*sum_rows)(float *y, const float *x, size_t ldx, int n_row, int n);
     /* x[i] *= a */
     void (*scale)(float *x, float a, size_t n);
     /* x[i] = 0 if it is dropped, else x[i] * scale. */

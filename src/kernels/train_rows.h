@@ -242,6 +242,59 @@ static void attend_back(float *s, float *d, int n_, float max, float inv_sum, fl
     if (i < n) attend_step(s + i, d + i, max, inv_sum, mean, n - i);
 }
 
+/* e^(x - max), 0 where that is too small. */
+LANES_INLINE lanes softmax_step(const float *x, float max, size_t n)
+{
+    lanes v = lanes_load(x, n) - max;
+    return lanes_where(~(v < -87.0f), lanes_exp(v));
+}
+
+LANES_INLINE lanes lanes_max(lanes a, lanes b)
+{
+    return lanes_pick(b > a, b, a);
+}
+
+static float max_of(const float *x, size_t n)
+{
+    turns most;
+    size_t i = 0;
+    float max;
+    for (int t = 0; t < TURNS; t++) most.v[t] = lanes_all(-INFINITY);
+    for (; i + TURNS * SH_LANES <= n; i += TURNS * SH_LANES)
+        for (int t = 0; t < TURNS; t++)
+            most.v[t] = lanes_max(most.v[t], lanes_load(x + i + t * SH_LANES, SH_LANES));
+    most.v[0] = lanes_max(lanes_max(most.v[0], most.v[1]), lanes_max(most.v[2], most.v[3]));
+    max = most.v[0][0];
+    for (int l = 1; l < SH_LANES; l++) max = most.v[0][l] > max ? most.v[0][l] : max;
+    for (; i < n; i++) max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+static float softmax_sum(const float *x, size_t n, float *sum)
+{
+    const float max = max_of(x, n);
+    turns all = {0};
+    size_t i = 0;
+    for (; i + TURNS * SH_LANES <= n; i += TURNS * SH_LANES)
+        for (int t = 0; t < TURNS; t++)
+            all.v[t] += softmax_step(x + i + t * SH_LANES, max, SH_LANES);
+    for (; i + SH_LANES <= n; i += SH_LANES) all.v[0] += softmax_step(x + i, max, SH_LANES);
+    if (i < n) {
+        lanes v = softmax_step(x + i, max, n - i);
+        for (size_t l = 0; l < n - i; l++) all.v[1][l] += v[l];
+    }
+    *sum = turns_sum(&all);
+    return max;
+}
+
+static void softmax(float *y, const float *x, size_t n, float max, float scale)
+{
+    size_t i = 0;
+    for (; i + SH_LANES <= n; i += SH_LANES)
+        lanes_store(y + i, softmax_step(x + i, max, SH_LANES) * scale, SH_LANES);
+    if (i < n) lanes_store(y + i, softmax_step(x + i, max, n - i) * scale, n - i);
+}
+
 static float dot(const float *x, const float *y, int n_)
 {
     size_t n = (size_t)n_, i = 0;
@@ -259,6 +312,8 @@ static float dot(const float *x, const float *y, int n_)
 
 /* ---- the rest ---- */
 
+enum { ROWS_AHEAD = 12 }; /* short rows far apart are not foreseen by the machine */
+
 LANES_INLINE void gather_step(float *y, const float *x, const float *bias, size_t n)
 {
     lanes v = lanes_load(x, n);
@@ -270,10 +325,36 @@ static void gather(float *y, const float *x, size_t ldx, int n_row, int n_, cons
     size_t n = (size_t)n_;
     for (int r = 0; r < n_row; r++, x += ldx, y += n) {
         size_t i = 0;
-        for (; i + SH_LANES <= n; i += SH_LANES)
+        for (; i + SH_LANES <= n; i += SH_LANES) {
+            __builtin_prefetch((const char *)x + (ROWS_AHEAD * ldx + i) * sizeof *x);
             gather_step(y + i, x + i, bias ? bias + i : NULL, SH_LANES);
+        }
         if (i < n) gather_step(y + i, x + i, bias ? bias + i : NULL, n - i);
     }
+}
+
+static void dots(float *out, const float *x, size_t ldx, const float *y, size_t ldy, int n_row,
+                 int n)
+{
+    for (int r = 0; r < n_row; r++, x += ldx, y += ldy) {
+        for (int i = 0; i < n; i += SH_LANES)
+            __builtin_prefetch((const char *)y + (ROWS_AHEAD * ldy + (size_t)i) * sizeof *y);
+        out[r] = dot(x, y, n);
+    }
+}
+
+LANES_INLINE void sum_rows_step(float *y, const float *x, size_t ldx, int n_row, size_t n)
+{
+    lanes sum = {0};
+    for (int r = 0; r < n_row; r++) sum += lanes_load(x + (size_t)r * ldx, n);
+    lanes_store(y, sum, n);
+}
+
+static void sum_rows(float *y, const float *x, size_t ldx, int n_row, int n_)
+{
+    size_t n = (size_t)n_, i = 0;
+    for (; i + SH_LANES <= n; i += SH_LANES) sum_rows_step(y + i, x + i, ldx, n_row, SH_LANES);
+    if (i < n) sum_rows_step(y + i, x + i, ldx, n_row, n - i);
 }
 
 static void scale(float *x, float a, size_t n)
@@ -325,8 +406,11 @@ static inline void train_overlay(sh_kernels *k)
         .gelu_back = gelu_back,
         .silu_mul_back = silu_mul_back,
         .attend_back = attend_back,
-        .dot = dot,
+        .softmax_sum = softmax_sum,
+        .softmax = softmax,
+        .dots = dots,
         .gather = gather,
+        .sum_rows = sum_rows,
         .scale = scale,
         .dropout = dropout,
     };

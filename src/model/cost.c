@@ -29,7 +29,8 @@ sh_cost sh_cost_of(const sh_config *c, const sh_model_file *m, sh_dtype kv)
         }
     for (int t = 0; t < SH_N_DTYPE; t++)
         if (of_type[t] > of_type[cost.dtype]) cost.dtype = (sh_dtype)t;
-    cost.pos_bytes = 2 * (uint64_t)c->n_layer * sh_dtype_bytes(kv, (size_t)c->dim[SH_DIM_KV]);
+    cost.pos_bytes = 2 * (uint64_t)c->n_layer * (uint64_t)c->n_kv_head *
+                     sh_kv_page_bytes(kv, c->head_dim) / SH_PAGE;
     cost.pos_ops = 4 * (uint64_t)c->n_layer * (uint64_t)c->dim[SH_DIM_Q];
     return cost;
 }

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-const sh_family *const sh_families[] = {&sh_family_llama, &sh_family_gpt2, NULL};
+const sh_family *const sh_families[] = {&sh_family_llama, &sh_family_gpt2, &sh_family_gptj, NULL};
 
 static sh_err find_family(const sh_family **out, const sh_model_file *m)
 {
@@ -168,6 +168,51 @@ sh_err sh_config_eps(sh_config *c, const sh_model_file *m, const char *what)
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
         return sh_fail(SH_EFILE, "%s: a norm epsilon of %g", m->file.path, (double)c->norm_eps);
     return SH_OK;
+}
+
+static sh_err rope_scaling(sh_config *c, const sh_model_file *m)
+{
+    sh_str type = {"none", 4};
+    float factor = 1;
+    char key[3][96];
+    static const char *const what[] = {"scaling.type", "scaling.factor", "scale_linear"};
+    for (int i = 0; i < 3; i++)
+        snprintf(key[i], sizeof key[i], "%s.rope.%s", c->family->name, what[i]);
+    SH_TRY(sh_meta_str(m, key[0], &type));
+    if (type.n == 6 && memcmp(type.p, "linear", 6) == 0) {
+        SH_TRY(sh_meta_f32(m, key[1], &factor));
+    } else if (!(type.n == 4 && memcmp(type.p, "none", 4) == 0)) {
+        return sh_fail(
+            SH_EFILE,
+            "%s: rotary scaling '%.*s' is not known; the known ones are: none, linear, and "
+            "llama3 by the tensor rope_freqs.weight",
+            m->file.path, (int)(type.n > 32 ? 32 : type.n), type.p);
+    } else {
+        SH_TRY(sh_meta_f32(m, key[2], &factor)); /* the key of older files */
+    }
+    if (!(factor > 0 && factor < 1e6f))
+        return sh_fail(SH_EFILE, "%s: a rotary scaling factor of %g", m->file.path, (double)factor);
+    c->rope_linear = factor;
+    return SH_OK;
+}
+
+sh_err sh_config_rope(sh_config *c, const sh_model_file *m)
+{
+    char key[96];
+    uint32_t rot = (uint32_t)c->head_dim;
+    float base = 10000;
+    SH_TRY(may(c, m, "rope.dimension_count", &rot));
+    if (rot > (uint32_t)c->head_dim || rot % 2)
+        return sh_fail(SH_EFILE,
+                       "%s: rotation of %u of a head's %d values; an even number of them can be",
+                       m->file.path, rot, c->head_dim);
+    c->n_rot = (int)rot;
+    snprintf(key, sizeof key, "%s.rope.freq_base", c->family->name);
+    SH_TRY(sh_meta_f32(m, key, &base));
+    if (!(base > 0 && base < 1e30f))
+        return sh_fail(SH_EFILE, "%s: a rotary frequency base of %g", m->file.path, (double)base);
+    c->rope_base = base;
+    return rope_scaling(c, m);
 }
 
 sh_err sh_config_read(sh_config *c, const sh_model_file *m)

@@ -79,7 +79,8 @@ typedef struct sh_config {
     sh_norm norm;
     sh_act act;
     float norm_eps;
-    bool learned_pos;              /* a vector for each position is added to the embedding */
+    bool learned_pos; /* a vector for each position is added to the embedding */
+    bool parallel;    /* attention and feed-forward read one norm, and are added at once */
     double rope_base, rope_linear; /* frequencies are base^(-2i/n_rot) / linear; n_rot 0: none */
 } sh_config;
 
@@ -92,7 +93,7 @@ typedef struct sh_family {
 } sh_family;
 
 extern const sh_family *const sh_families[]; /* ends with NULL */
-extern const sh_family sh_family_llama, sh_family_gpt2;
+extern const sh_family sh_family_llama, sh_family_gpt2, sh_family_gptj;
 
 /** Which family the file is, its sizes, and that every tensor is there in the right shape and no
  * other is. SH_EFILE: the sentence names the file and the fault; for an unknown family it lists the
@@ -101,6 +102,10 @@ sh_err sh_config_read(sh_config *c, const sh_model_file *m);
 
 /** For families: the norm epsilon under the key "<family>.<what>"; 1e-5 where it is missing. */
 sh_err sh_config_eps(sh_config *c, const sh_model_file *m, const char *what);
+
+/** For families: how positions are rotated, under "<family>.rope.": all of a head, base 10000 and
+ * no scaling where nothing is said. */
+sh_err sh_config_rope(sh_config *c, const sh_model_file *m);
 
 /** The row that a tensor of that name belongs to (the first of a fused one), and its layer (-1:
  * none); NULL if the family has no such tensor. */

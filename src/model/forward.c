@@ -2,14 +2,13 @@
  * order of use, except that C wants helpers before their users: so read from the bottom up. */
 #include "model/forward.h"
 
-#include <assert.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cpu.h"
 #include "base/fmath.h"
 #include "base/mem.h"
+#include "model/attend.h"
 
 static int n_of(const sh_forward *f, sh_dim d)
 {
@@ -22,10 +21,15 @@ typedef struct norm_job {
     const sh_forward *f;
     float *y, *x;
     const sh_weight *g; /* NULL: no norm */
-    int n_tok;
-    bool sum;          /* x += the group's sum first */
-    const float *bias; /* then x += bias; NULL: none */
+    int n_tok, n_sum;
+    const sh_weight *sum[2]; /* x += the sums of products with these first, each with its bias */
 } norm_job;
+
+/* Where sum i of those that the ranks meet for at once begins; each is (n_tok, n_embd). */
+static size_t sum_at(const sh_forward *f, int i)
+{
+    return (size_t)i * (size_t)f->n_tok * (size_t)f->config->dim[SH_DIM_EMBD];
+}
 
 static void norm_share(void *arg, int thread, int n_thread)
 {
@@ -37,8 +41,10 @@ static void norm_share(void *arg, int thread, int n_thread)
     for (int t = lo; t < hi; t++) {
         size_t at = (size_t)t * (size_t)n;
         float *x = j->x + at, *y = j->y + at;
-        if (j->sum) sh_group_add_sum(f->group, j->x, at, (size_t)n);
-        if (j->bias) f->k->add(x, j->bias, (size_t)n);
+        for (int i = 0; i < j->n_sum; i++) {
+            sh_group_add_sum(f->group, x, sum_at(f, i) + at, (size_t)n);
+            if (j->sum[i]->bias) f->k->add(x, j->sum[i]->bias, (size_t)n);
+        }
         if (j->g && c->norm == SH_NORM_LAYER)
             f->k->layernorm(y, x, j->g->vec, j->g->bias, n, c->norm_eps);
         else if (j->g)
@@ -49,14 +55,18 @@ static void norm_share(void *arg, int thread, int n_thread)
 /* y (n_tok, n_embd) = norm of x */
 static void norm(sh_forward *f, float *y, float *x, const sh_weight *g, int n_tok)
 {
-    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g, n_tok, false, NULL});
+    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g, n_tok, 0, {NULL}});
 }
 
-/* x (n_tok, n_embd) += the sum that the ranks have met for, of products with w, whose bias is added
- * here; y = norm of it, if there is a norm */
-static void add_norm(sh_forward *f, float *y, float *x, const sh_weight *w, const sh_weight *g)
+/* The ranks meet for the sums of products with a, and with b if it is there, which are added to x
+ * (n_tok, n_embd), each and then its bias; y = norm of x, if there is a norm */
+static sh_err add_norm(sh_forward *f, float *y, float *x, const sh_weight *a, const sh_weight *b,
+                       const sh_weight *g)
 {
-    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g, f->n_tok, true, w->bias});
+    int n_sum = b ? 2 : 1;
+    SH_TRY(sh_group_meet(f->group, sum_at(f, n_sum)));
+    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g, f->n_tok, n_sum, {a, b}});
+    return SH_OK;
 }
 
 typedef struct prepare_job {
@@ -168,29 +178,27 @@ static void matmul(sh_forward *f, const product *p, int n_product, const float *
     if (j.n_panel > 0) sh_pool_run(f->pool, matmul_share, &j);
 }
 
-/* x (n_tok, k local) times a matrix cut by columns; the ranks meet for the sum (n_tok, n_embd). */
-static sh_err matmul_sum(sh_forward *f, const sh_weight *w, const float *x)
+/* x (n_tok, k local) times a matrix cut by columns: this rank's part of sum `sum`, for add_norm. */
+static void matmul_part(sh_forward *f, const sh_weight *w, const float *x, int sum)
 {
     size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD];
     for (int i = 0; i < f->plan->n_root; i++) {
-        product p = {w, NULL, sh_group_part(f->group, i), n_embd}; /* its bias: add_norm */
+        product p = {w, NULL, sh_group_part(f->group, i) + sum_at(f, sum), n_embd};
         matmul(f, &p, 1, x, f->plan->root[i], f->n_sampled, f->n_tok, i == 0);
     }
-    return sh_group_meet(f->group, (size_t)f->n_tok * n_embd);
 }
 
 /* ---- attention ---- */
 
-typedef struct layer_job {
-    sh_forward *f;
+typedef struct store_job {
+    const sh_forward *f;
     int layer; /* of this stage */
-    bool bf16; /* its prompts attend in bf16 */
-} layer_job;
+} store_job;
 
 /* Rotates q and k of some tokens and puts k and v into the cache. */
 static void store_share(void *arg, int thread, int n_thread)
 {
-    const layer_job *j = arg;
+    const store_job *j = arg;
     const sh_forward *f = j->f;
     int lo, hi, head_dim = f->config->head_dim, n_rot = f->config->n_rot;
     int n_q = n_of(f, SH_DIM_Q), n_kv = n_of(f, SH_DIM_KV);
@@ -205,121 +213,6 @@ static void store_share(void *arg, int thread, int n_thread)
             f->k->kv_put[f->kv->dtype](sh_kv_k(f->kv, slot, pos / SH_PAGE, j->layer, h),
                                        sh_kv_v(f->kv, slot, pos / SH_PAGE, j->layer, h),
                                        k + h * head_dim, v + h * head_dim, pos % SH_PAGE, head_dim);
-    }
-}
-
-/* The heads q (n_q, head_dim) of one token that share KV head `kv_head`; out: the same shape. Spans
- * of SH_SPAN positions, at multiples of it, are summed each by itself and merged in ascending
- * order. */
-static void attend(const sh_forward *f, float *out, const float *q, int n_q, int layer, int kv_head,
-                   int slot, int pos, float *scratch)
-{
-    int head_dim = f->config->head_dim, n_pos = pos + 1;
-    float scale = 1.0f / sqrtf((float)head_dim), m[64], l[64];
-    float *s = scratch, *o2 = scratch + (size_t)n_q * SH_SPAN; /* (n_q, SH_SPAN), (n_q, head_dim) */
-    for (int at = 0; at < n_pos; at += SH_SPAN) {
-        int end = n_pos - at < SH_SPAN ? n_pos - at : SH_SPAN;
-        float *o = at == 0 ? out : o2, m2[64], l2[64];
-        memset(o, 0, (size_t)n_q * (size_t)head_dim * sizeof *o);
-        for (int i = 0; i < end; i += SH_PAGE)
-            f->k->attn_scores[f->kv->dtype](
-                s + i, SH_SPAN, q, (size_t)head_dim, n_q,
-                sh_kv_k(f->kv, slot, (at + i) / SH_PAGE, layer, kv_head),
-                end - i < SH_PAGE ? end - i : SH_PAGE, head_dim, scale);
-        for (int h = 0; h < n_q; h++)
-            m2[h] = f->k->softmax_part(s + (size_t)h * SH_SPAN, end, &l2[h]);
-        for (int i = 0; i < end; i += SH_PAGE)
-            f->k->attn_values[f->kv->dtype](
-                o, (size_t)head_dim, s + i, SH_SPAN, n_q,
-                sh_kv_v(f->kv, slot, (at + i) / SH_PAGE, layer, kv_head),
-                end - i < SH_PAGE ? end - i : SH_PAGE, head_dim);
-        for (int h = 0; h < n_q; h++) {
-            if (at == 0)
-                m[h] = m2[h], l[h] = l2[h];
-            else
-                f->k->softmax_merge(out + (size_t)h * head_dim, &m[h], &l[h],
-                                    o2 + (size_t)h * head_dim, m2[h], l2[h], head_dim);
-        }
-    }
-    for (int h = 0; h < n_q; h++)
-        for (int d = 0; d < head_dim; d++) out[h * head_dim + d] /= l[h];
-}
-
-/* The bf16 arithmetic: tokens [t0, t1) of one prompt, heads [h0, h1) of this rank, which share KV
- * head `kv_head`; at most SH_ROWS rows. Spans as in `attend`. */
-static void attend_prompt(const sh_forward *f, int t0, int t1, int h0, int h1, int layer,
-                          int kv_head, float *o2)
-{
-    int head_dim = f->config->head_dim, n_head = h1 - h0, n_row = (t1 - t0) * n_head;
-    size_t dim = (size_t)head_dim, n_q = (size_t)n_of(f, SH_DIM_Q);
-    float scale = 1.0f / sqrtf((float)head_dim);
-    const float *q[SH_ROWS];
-    float *out[SH_ROWS], m[SH_ROWS], l[SH_ROWS], m2[SH_ROWS], l2[SH_ROWS];
-    int pos[SH_ROWS], n_pos[SH_ROWS], slot = f->tok_slot[t0];
-    assert(n_row > 0 && n_row <= SH_ROWS);
-    for (int r = 0; r < n_row; r++) {
-        size_t at = (size_t)(t0 + r / n_head) * n_q + (size_t)(h0 + r % n_head) * dim;
-        q[r] = f->q + at;
-        out[r] = f->ao + at;
-        pos[r] = f->tok_pos[t0 + r / n_head];
-    }
-    for (int at = 0, r0 = 0; at <= pos[n_row - 1]; at += SH_SPAN) {
-        const void *k[SH_SPAN / SH_PAGE], *v[SH_SPAN / SH_PAGE];
-        while (pos[r0] < at)
-            r0++; /* rows ascend by position: the first ones may not reach this span */
-        for (int r = r0; r < n_row; r++)
-            n_pos[r] = pos[r] - at < SH_SPAN ? pos[r] - at + 1 : SH_SPAN;
-        for (int p = 0; p < SH_SPAN / SH_PAGE; p++) {
-            bool there = at + p * SH_PAGE <= pos[n_row - 1];
-            k[p] = there ? sh_kv_k(f->kv, slot, at / SH_PAGE + p, layer, kv_head) : NULL;
-            v[p] = there ? sh_kv_v(f->kv, slot, at / SH_PAGE + p, layer, kv_head) : NULL;
-        }
-        f->k->attend_bf16[f->kv->dtype](o2, m2, l2, q + r0, n_row - r0, n_pos + r0, k, v, head_dim,
-                                        scale);
-        for (int r = r0; r < n_row; r++) {
-            const float *o = o2 + (size_t)(r - r0) * dim;
-            if (at == 0) {
-                memcpy(out[r], o, dim * sizeof *o);
-                m[r] = m2[r], l[r] = l2[r];
-            } else {
-                f->k->softmax_merge(out[r], &m[r], &l[r], o, m2[r - r0], l2[r - r0], head_dim);
-            }
-        }
-    }
-    for (int r = 0; r < n_row; r++)
-        for (int d = 0; d < head_dim; d++) out[r][d] /= l[r];
-}
-
-/* Work is shared out by (block of tokens, KV head): a block is one token, or some of one prompt. */
-static void attend_share(void *arg, int thread, int n_thread)
-{
-    const layer_job *j = arg;
-    const sh_forward *f = j->f;
-    int head_dim = f->config->head_dim, group = f->config->n_head / f->config->n_kv_head;
-    int n_kv = n_of(f, SH_DIM_KV) / head_dim, n_q = n_of(f, SH_DIM_Q) / head_dim, lo, hi;
-    int q_lo = f->plan->local[SH_DIM_Q].lo / head_dim,
-        kv_lo = f->plan->local[SH_DIM_KV].lo / head_dim;
-    int at_once = group < 64 ? group : 64; /* heads */
-    float *scratch = f->span + (size_t)thread * f->span_floats;
-    sh_share(f->n_block * n_kv, thread, n_thread, &lo, &hi);
-    for (int i = lo; i < hi; i++) {
-        int b = i / n_kv, kv = i % n_kv;
-        /* its heads among this rank's */
-        int h = (kv_lo + kv) * group - q_lo, end = h + group;
-        if (h < 0) h = 0;
-        if (end > n_q) end = n_q;
-        for (int n; h < end; h += n) {
-            n = end - h < at_once ? end - h : at_once;
-            if (f->block[b].lo >= f->n_sampled && j->bf16) {
-                attend_prompt(f, f->block[b].lo, f->block[b].hi, h, h + n, j->layer, kv, scratch);
-                continue;
-            }
-            for (int t = f->block[b].lo; t < f->block[b].hi; t++) {
-                size_t off = ((size_t)t * (size_t)n_q + (size_t)h) * (size_t)head_dim;
-                attend(f, f->ao + off, f->q + off, n, j->layer, kv, f->tok_slot[t], f->tok_pos[t],
-                       scratch);
-            }
-        }
     }
 }
 
@@ -351,44 +244,31 @@ static bool attends_in_bf16(const sh_forward *f, const sh_layer *w)
 static sh_err layer(sh_forward *f, int l, float *x)
 {
     const sh_layer *w = &f->w->layer[l];
-    layer_job job = {f, l, attends_in_bf16(f, w)};
     size_t n_q = (size_t)n_of(f, SH_DIM_Q), n_kv = (size_t)n_of(f, SH_DIM_KV);
     size_t n_ff = (size_t)n_of(f, SH_DIM_FF);
-    bool gated = f->config->act == SH_ACT_SILU;
-    product qkv[] = {{&w->wq, w->wq.bias, f->q, n_q},
-                     {&w->wk, w->wk.bias, f->kk, n_kv},
-                     {&w->wv, w->wv.bias, f->v, n_kv}};
-    product up_gate[] = {{&w->up, w->up.bias, f->up, n_ff},
-                         {&w->gate, w->gate.bias, f->gate, n_ff}};
+    bool gated = f->config->act == SH_ACT_SILU, parallel = f->config->parallel;
+    int n_qkv = 3, n_ffn = gated ? 2 : 1;
+    product in[] = {{&w->wq, w->wq.bias, f->q, n_q},
+                    {&w->wk, w->wk.bias, f->kk, n_kv},
+                    {&w->wv, w->wv.bias, f->v, n_kv},
+                    {&w->up, w->up.bias, f->up, n_ff},
+                    {&w->gate, w->gate.bias, f->gate, n_ff}};
     const sh_range whole = {0, 1};
+    const sh_weight *next = l + 1 < sh_range_n(f->plan->layer) ? &w[1].attn_norm : NULL;
 
     if (l == 0) norm(f, f->xn, x, &w->attn_norm, f->n_tok);
-    matmul(f, qkv, 3, f->xn, whole, f->n_sampled, f->n_tok, true);
-    sh_pool_run(f->pool, store_share, &job);
-    sh_pool_run(f->pool, attend_share, &job);
-    SH_TRY(matmul_sum(f, &w->wo, f->ao));
-
-    add_norm(f, f->xn, x, &w->wo, &w->ffn_norm);
-    matmul(f, up_gate, gated ? 2 : 1, f->xn, whole, f->n_sampled, f->n_tok, true);
-    sh_pool_run(f->pool, act_share, f);
-    SH_TRY(matmul_sum(f, &w->down, gated ? f->gate : f->up));
-    add_norm(f, f->xn, x, &w->down, l + 1 < sh_range_n(f->plan->layer) ? &w[1].attn_norm : NULL);
-    return SH_OK;
-}
-
-/* Blocks of tokens for attention: single ones, or if some layer attends in bf16 as many of one
- * prompt as make up SH_ROWS rows with the heads of a group. */
-static void make_blocks(sh_forward *f, const sh_step *step)
-{
-    int group = f->config->n_head / f->config->n_kv_head, t = 0;
-    f->n_block = 0;
-    for (uint32_t i = 0; i < step->n_seq; i++) {
-        int n = step->seq[i].prompt && f->attend_bf16 && group < SH_ROWS ? SH_ROWS / group : 1;
-        for (int end = t + (int)step->seq[i].n_tok; t < end; t += n) {
-            if (n > end - t) n = end - t;
-            f->block[f->n_block++] = (sh_range){t, t + n};
-        }
+    matmul(f, in, parallel ? n_qkv + n_ffn : n_qkv, f->xn, whole, f->n_sampled, f->n_tok, true);
+    sh_pool_run(f->pool, store_share, &(store_job){f, l});
+    sh_attend(f, l, attends_in_bf16(f, w));
+    matmul_part(f, &w->wo, f->ao, 0);
+    if (!parallel) {
+        SH_TRY(add_norm(f, f->xn, x, &w->wo, NULL, &w->ffn_norm));
+        matmul(f, in + n_qkv, n_ffn, f->xn, whole, f->n_sampled, f->n_tok, true);
     }
+    sh_pool_run(f->pool, act_share, f);
+    matmul_part(f, &w->down, gated ? f->gate : f->up, parallel ? 1 : 0);
+    if (parallel) return add_norm(f, f->xn, x, &w->wo, &w->down, next);
+    return add_norm(f, f->xn, x, &w->down, NULL, next);
 }
 
 /* Notes each token's slot and position, and the rotations that go with the position. */
@@ -416,7 +296,7 @@ static sh_err begin_step(sh_forward *f, const sh_step *step)
         if (!q->prompt) f->n_sampled = t;
     }
     f->n_tok = t;
-    make_blocks(f, step);
+    sh_attend_begin(f, step);
     return SH_OK;
 }
 
@@ -472,7 +352,7 @@ void sh_forward_embed(const sh_forward *f, const sh_step *step, const uint32_t *
 
 size_t sh_forward_part_floats(const sh_config *c, int n_rank, int n_batch, int n_slot)
 {
-    size_t sum = (size_t)n_batch * (size_t)c->dim[SH_DIM_EMBD], most = 0;
+    size_t sum = (size_t)n_batch * (size_t)c->dim[SH_DIM_EMBD] * (c->parallel ? 2 : 1), most = 0;
     for (int r = 0; r < n_rank; r++) {
         size_t width = (size_t)sh_range_n(sh_plan_vocab(c, r, n_rank));
         if (width > most) most = width;
@@ -501,10 +381,8 @@ sh_err sh_forward_open(sh_forward *f)
     const sh_config *c = f->config;
     sh_err err;
     size_t n = (size_t)f->n_batch, n_embd = (size_t)c->dim[SH_DIM_EMBD], n_row = n;
-    size_t half = (size_t)c->n_rot / 2, group = (size_t)(c->n_head / c->n_kv_head);
-    size_t one = (group < 64 ? group : 64) * (size_t)(SH_SPAN + c->head_dim);
-    size_t prompt = (size_t)SH_ROWS * (size_t)c->head_dim;
-    f->span_floats = one > prompt ? one : prompt;
+    size_t half = (size_t)c->n_rot / 2;
+    f->span_floats = sh_attend_floats(f);
     for (int l = 0; l < sh_range_n(f->plan->layer); l++)
         f->attend_bf16 |= attends_in_bf16(f, &f->w->layer[l]);
     if ((size_t)f->n_slot > n_row) n_row = (size_t)f->n_slot;
@@ -534,6 +412,7 @@ sh_err sh_forward_open(sh_forward *f)
     SH_GOTO(
         sh_alloc(&f->taken, (size_t)sh_pool_n_thread(f->pool), sizeof *f->taken, "the threads"));
     SH_GOTO(sh_alloc(&f->block, n, sizeof *f->block, "the step"));
+    SH_GOTO(sh_alloc(&f->unit, n + 1, sizeof *f->unit, "the step"));
     SH_GOTO(sh_alloc(&f->freq, half, sizeof *f->freq, "the rotations"));
     SH_GOTO(sh_alloc(&f->vocab, (size_t)f->plan->n_rank, sizeof *f->vocab, "the plan"));
     for (int r = 0; r < f->plan->n_rank; r++) f->vocab[r] = sh_plan_vocab(c, r, f->plan->n_rank);
@@ -560,7 +439,7 @@ void sh_forward_close(sh_forward *f)
                     (void **)&f->up,      (void **)&f->y,    (void **)&f->cos,
                     (void **)&f->sin,     (void **)&f->span, (void **)&f->tok_slot,
                     (void **)&f->tok_pos, (void **)&f->freq, (void **)&f->vocab,
-                    (void **)&f->block,   (void **)&f->taken};
+                    (void **)&f->block,   (void **)&f->unit, (void **)&f->taken};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         free(*all[i]);
         *all[i] = NULL;

@@ -44,6 +44,7 @@ typedef struct sh_forward {
     int *tok_slot, *tok_pos; /* (n_batch) */
     int n_tok, n_sampled; /* of the step under way: the first n_sampled tokens are sampled ones */
     sh_range *block;      /* n_block runs of tokens that attention takes together */
+    long *unit;           /* (n_block + 1): units of work (attend.c) before each, for one KV head */
     int n_block;
     sh_taken *taken;  /* (n_thread): panels of its share that are taken, in a product */
     bool attend_bf16; /* prompts of some layer attend in bf16 */

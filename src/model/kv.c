@@ -17,7 +17,7 @@ sh_err sh_kv_open(sh_kv *kv, const sh_plan *p, const sh_config *c, sh_dtype dtyp
                   .n_ctx = n_ctx,
                   .n_slot = n_slot,
                   .pages_per_slot = (n_ctx + SH_PAGE - 1) / SH_PAGE};
-    kv->head_bytes = sh_dtype_bytes(dtype, (size_t)SH_PAGE * (size_t)c->head_dim);
+    kv->head_bytes = sh_kv_page_bytes(dtype, c->head_dim);
     kv->page_bytes = (size_t)kv->n_layer * (size_t)kv->n_head * 2 * kv->head_bytes;
     if (__builtin_mul_overflow(kv->pages_per_slot, n_slot, &kv->n_page) ||
         !sh_mul_size((size_t)kv->n_page, kv->page_bytes, &pool_bytes))

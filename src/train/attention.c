@@ -15,13 +15,15 @@ enum { QUERIES = 64 }; /* of a block: whole runs of k's */
 
 /* A thread's scratch. */
 typedef struct room {
-    float *fetched;        /* (n_ctx, ld_fetched): Q, K c or V; dK or dV */
+    float *fetched;        /* (n_ctx, ld_fetched): Q, K c or V; dO; dK or dV */
+    float *out;            /* (QUERIES, head_dim): O; dQ */
+    float *dot;            /* (n_ctx): rowsum(dO O) */
     float *s, *d;          /* (QUERIES, ld): S, then P; dP, then dS */
     float *dk, *dv, *part; /* (head_dim, ld): sums over the heads of a group; one head's */
     sh_mat k_rows, k_cols, v_rows, v_cols;
     sh_mat p_cols, ds_cols;    /* keys by queries */
     sh_left q;                 /* queries by head_dim */
-    sh_left dout, p;           /* of one block: by head_dim, keys */
+    sh_left dout, p;           /* queries by head_dim; of one block: by keys */
     sh_left q_cols, dout_cols; /* head_dim by queries */
     size_t ld, ld_fetched;     /* floats */
 } room;
@@ -57,16 +59,18 @@ static size_t lay_out(const sh_pass *s, room *r, uint8_t *base)
     r->ld = ((size_t)n + 15) / 16 * 16 | 16; /* rows begin at cache lines, not all in one set */
     r->ld_fetched = ((size_t)dim + SH_RUN - 1) / SH_RUN * SH_RUN;
     r->fetched = carve(base, &at, (size_t)n * r->ld_fetched * unit);
+    r->out = carve(base, &at, QUERIES * (size_t)dim * unit);
     r->k_rows = carve_right(s, base, &at, n, dim);
     r->v_cols = carve_right(s, base, &at, dim, n);
     r->q = carve_left(s, base, &at, n, dim);
     r->p = carve_left(s, base, &at, QUERIES, n);
     r->s = carve(base, &at, QUERIES * r->ld * unit);
     /* backward */
+    r->dot = carve(base, &at, (size_t)n * unit);
     r->d = carve(base, &at, QUERIES * r->ld * unit);
     r->v_rows = carve_right(s, base, &at, n, dim);
     r->k_cols = carve_right(s, base, &at, dim, n);
-    r->dout = carve_left(s, base, &at, QUERIES, dim);
+    r->dout = carve_left(s, base, &at, n, dim);
     r->q_cols = carve_left(s, base, &at, dim, n);
     r->dout_cols = carve_left(s, base, &at, dim, n);
     r->p_cols = carve_right(s, base, &at, n, n);
@@ -119,14 +123,14 @@ static task task_of(const job *j, int seq, int head)
     };
 }
 
-/* Turns the rows of y (n_ctx, ld) by their position's angle, or back. */
-static void rotate(const sh_pass *s, float *y, size_t ld, const float *sin)
+/* Turns the rows of y (n, ld) by the angles of the positions from pos on, or back. */
+static void rotate(const sh_pass *s, float *y, size_t ld, int pos, int n, const float *sin)
 {
     const sh_arch *a = sh_pass_arch(s);
-    const size_t half = (size_t)a->n_rot / 2;
-    for (size_t i = 0; i < (size_t)a->n_ctx && !a->learned_pos; i++)
-        s->products->k->rope(y + i * ld, s->cos + i * half, sin + i * half, 1, a->head_dim,
-                             a->n_rot);
+    const size_t half = (size_t)a->n_rot / 2, from = (size_t)pos * half;
+    for (size_t i = 0; i < (size_t)n && !a->learned_pos; i++)
+        s->products->k->rope(y + i * ld, s->cos + from + i * half, sin + from + i * half, 1,
+                             a->head_dim, a->n_rot);
 }
 
 /* r->fetched, rows of head_dim = the columns of the sequence's qkv from `at` on, with their bias.
@@ -146,7 +150,7 @@ static void fetch_kv(const sh_pass *s, room *r, int layer, size_t t0, size_t at,
     const size_t dim = (size_t)a->head_dim;
     const float c = 1.0f / sqrtf((float)a->head_dim);
     fetch(s, r, layer, t0, at);
-    rotate(s, r->fetched, dim, s->sin);
+    rotate(s, r->fetched, dim, 0, a->n_ctx, s->sin);
     s->products->k->train.scale(r->fetched, c, (size_t)a->n_ctx * dim);
     sh_right_rows(s->products, &r->k_rows, r->fetched, dim, 0, r->k_rows.n_panel);
     if (back) sh_right_cols(s->products, &r->k_cols, r->fetched, dim, 0, r->k_cols.n_panel);
@@ -162,7 +166,7 @@ static void fetch_q(const task *h, room *r, bool back)
     const sh_arch *a = sh_pass_arch(h->s);
     const size_t dim = (size_t)a->head_dim;
     fetch(h->s, r, h->layer, h->t0, (size_t)h->head * dim);
-    rotate(h->s, r->fetched, dim, h->s->sin);
+    rotate(h->s, r->fetched, dim, 0, a->n_ctx, h->s->sin);
     sh_left_rows(h->s->products, &r->q, r->fetched, dim, 0, a->n_ctx);
     if (back) sh_left_cols(h->s->products, &r->q_cols, r->fetched, dim, 0, a->head_dim);
 }
@@ -174,14 +178,44 @@ static void scores(const task *h, room *r, int q0, int n)
     sh_product(h->s->products, r->s, r->ld, &q, &r->k_rows, 0, n, 0, n_panel(q0 + n));
 }
 
+/* What one head computed of n tokens from t on, x (n, ldx), becomes the columns [at, at + head_dim)
+ * of operands; n is a multiple of SH_BLOCK. */
+static void give(const sh_pass *s, const float *x, size_t ldx, size_t t, int n, int at,
+                 sh_block_operands o)
+{
+    const sh_block *b = &s->block[t / SH_BLOCK];
+    for (int i = 0; i < n; i += SH_BLOCK, b++)
+        sh_block_spread(s, b, x + (size_t)i * ldx, ldx, at, sh_pass_arch(s)->head_dim, o);
+}
+
+/* O of the queries [q0, q0 + n), in r->out. */
+static void give_out(const task *h, room *r, int q0, int n)
+{
+    const sh_pass *s = h->s;
+    const sh_kernels *k = s->products->k;
+    const int dim = sh_pass_arch(s)->head_dim, at = h->head * dim;
+    const size_t ld = (size_t)s->n_q * sizeof(float), t = h->t0 + (size_t)q0;
+    float *ao = s->layer[h->layer].ao + t * (size_t)s->n_q + at;
+    if (!sh_pass_heads_apart(s)) {
+        for (int i = 0; i < n; i++)
+            memcpy((char *)ao + (size_t)i * ld, r->out + i * dim, (size_t)dim * sizeof *ao);
+        return;
+    }
+    for (int i = 0; i < n; i += SH_RUN)
+        k->spread[SH_F32](&(sh_spread){.rows = (char *)ao + (size_t)i * ld,
+                                       .ld_rows = ld,
+                                       .far = ld * (size_t)s->n_tok > SH_FAR_BYTES},
+                          r->out + i * dim, (size_t)dim, SH_RUN, dim);
+    give(s, r->out, (size_t)dim, t, n, at, (sh_block_operands){s->n_q, .rows = s->rows});
+}
+
 static void attend_block(const task *h, room *r, int q0, int n)
 {
     const sh_pass *s = h->s;
     const sh_arch *a = sh_pass_arch(s);
     const sh_kernels *k = s->products->k;
     const sh_stash *stash = &s->layer[h->layer];
-    const size_t n_q = (size_t)s->n_q, dim = (size_t)a->head_dim;
-    float *out = stash->ao + (h->t0 + (size_t)q0) * n_q + (size_t)h->head * dim;
+    const size_t dim = (size_t)a->head_dim;
     float sum[QUERIES];
     scores(h, r, q0, n);
     for (int i = 0; i < n; i++) {
@@ -197,8 +231,9 @@ static void attend_block(const task *h, room *r, int q0, int n)
     }
     const sh_left p = sh_pass_left_part(s, &r->p, 0, 0, q0 + n);
     sh_left_rows(s->products, &p, r->s, r->ld, 0, n);
-    sh_product(s->products, out, n_q, &p, &r->v_cols, 0, n, 0, r->v_cols.n_panel);
-    for (int i = 0; i < n; i++) k->train.scale(out + (size_t)i * n_q, 1.0f / sum[i], dim);
+    sh_product(s->products, r->out, dim, &p, &r->v_cols, 0, n, 0, r->v_cols.n_panel);
+    for (int i = 0; i < n; i++) k->train.scale(r->out + (size_t)i * dim, 1.0f / sum[i], dim);
+    give_out(h, r, q0, n);
 }
 
 static void forward_task(void *arg, int i, int thread)
@@ -209,7 +244,7 @@ static void forward_task(void *arg, int i, int thread)
     const int seq = i / a->n_kv_head, kv = i % a->n_kv_head, group = a->n_head / a->n_kv_head;
     const size_t dim = (size_t)a->head_dim;
     room r;
-    lay_out(s, &r, s->scratch + (size_t)thread * s->scratch_bytes);
+    lay_out(s, &r, sh_pass_room(s, thread));
     fetch_kv(s, &r, j->layer, (size_t)seq * (size_t)a->n_ctx, (size_t)s->n_q + (size_t)kv * dim,
              false);
     for (int h = 0; h < group; h++) {
@@ -235,22 +270,34 @@ static void softmax_back(const task *h, room *r, int q0, int n)
     const sh_arch *a = sh_pass_arch(s);
     const sh_train_rows *k = &s->products->k->train;
     const sh_stash *stash = &s->layer[h->layer];
-    const size_t n_q = (size_t)s->n_q;
     for (int i = 0; i < n; i++) {
         float *row = r->s + (size_t)i * r->ld, *d = r->d + (size_t)i * r->ld;
         const int n_pos = q0 + i + 1;
         const size_t n_in = (size_t)n_pos, past = (size_t)(q0 + n - n_pos) * sizeof *row;
         const size_t t = h->t0 + (size_t)(q0 + i), at = t * (size_t)a->n_head + (size_t)h->head;
         const uint32_t site = sh_site_attention(h->layer), drop_row = h->row + (uint32_t)(q0 + i);
-        float dot =
-            k->dot(h->dao + (size_t)(q0 + i) * n_q,
-                   stash->ao + t * n_q + (size_t)h->head * (size_t)a->head_dim, a->head_dim);
         if (s->drop) sh_pass_drop(s, d, n_in, site, drop_row);
-        k->attend_back(row, d, n_pos, stash->max[at], 1.0f / stash->sum[at], dot);
+        k->attend_back(row, d, n_pos, stash->max[at], 1.0f / stash->sum[at], r->dot[q0 + i]);
         if (s->drop) sh_pass_drop(s, row, n_in, site, drop_row);
         memset(row + n_in, 0, past);
         memset(d + n_in, 0, past);
     }
+}
+
+/* The gradient of n tokens' columns [at, at + head_dim) of qkv, from token t on: x (n, ldx). */
+static void give_gradient(const sh_pass *s, const float *x, size_t ldx, size_t t, int n, int at)
+{
+    const int dim = sh_pass_arch(s)->head_dim;
+    float *y = s->d + t * (size_t)s->n_qkv + at;
+    if (!sh_pass_heads_apart(s)) {
+        for (int i = 0; i < n; i++)
+            memcpy(y + (size_t)i * (size_t)s->n_qkv, x + (size_t)i * ldx, (size_t)dim * sizeof *y);
+        return;
+    }
+    give(s, x, ldx, t, n, at, (sh_block_operands){s->n_qkv, .rows = s->rows, .cols = s->cols[0]});
+    for (int i = 0; i < n && sh_pass_arch(s)->bias; i += SH_BLOCK)
+        s->products->k->train.sum_rows(s->sums + (t + (size_t)i) / SH_BLOCK * s->n_sum + at,
+                                       x + (size_t)i * ldx, ldx, SH_BLOCK, dim);
 }
 
 /* Queries [q0, q0 + n): their dQ, and P and dS as operands. */
@@ -258,20 +305,28 @@ static void back_block(const task *h, room *r, int q0, int n)
 {
     const sh_pass *s = h->s;
     const sh_products *p = s->products;
-    const size_t n_q = (size_t)s->n_q, ld = (size_t)s->n_qkv;
-    const int keys = q0 + n;
-    float *dq = s->d + (h->t0 + (size_t)q0) * ld + (size_t)(h->head * sh_pass_arch(s)->head_dim);
-    scores(h, r, q0, n);
-    sh_left_rows(p, &r->dout, h->dao + (size_t)q0 * n_q, n_q, 0, n);
-    sh_product(p, r->d, r->ld, &r->dout, &r->v_rows, 0, n, 0, n_panel(keys));
-    softmax_back(h, r, q0, n);
+    const int keys = q0 + n, dim = sh_pass_arch(s)->head_dim;
+    const sh_left dout = sh_pass_left_part(s, &r->dout, q0, 0, dim);
     const sh_left ds = sh_pass_left_part(s, &r->p, 0, 0, keys);
-    sh_left_rows(p, &ds, r->d, r->ld, 0, n);
-    sh_product(p, dq, ld, &ds, &r->k_cols, 0, n, 0, r->k_cols.n_panel);
-    const sh_mat p_cols = sh_pass_right_part(&r->p_cols, q0, n);
-    sh_right_cols(p, &p_cols, r->s, r->ld, 0, n_panel(keys));
-    const sh_mat ds_cols = sh_pass_right_part(&r->ds_cols, q0, n);
-    sh_right_cols(p, &ds_cols, r->d, r->ld, 0, n_panel(keys));
+    scores(h, r, q0, n);
+    sh_product(p, r->d, r->ld, &dout, &r->v_rows, 0, n, 0, n_panel(keys));
+    softmax_back(h, r, q0, n);
+    for (int i = 0; i < n; i += SH_RUN) {
+        const int some = n - i < SH_RUN ? n - i : SH_RUN;
+        const sh_mat p_cols = sh_pass_right_part(&r->p_cols, q0 + i, some);
+        const sh_mat ds_cols = sh_pass_right_part(&r->ds_cols, q0 + i, some);
+        p->k->spread[p->dtype](
+            &(sh_spread){.right = p_cols.data, .panel_bytes = p_cols.panel_bytes},
+            r->s + (size_t)i * r->ld, r->ld, some, keys);
+        p->k->spread[p->dtype](&(sh_spread){.rows = (char *)ds.data + (size_t)i * ds.ld,
+                                            .ld_rows = ds.ld,
+                                            .right = ds_cols.data,
+                                            .panel_bytes = ds_cols.panel_bytes},
+                               r->d + (size_t)i * r->ld, r->ld, some, keys);
+    }
+    sh_product(p, r->out, (size_t)dim, &ds, &r->k_cols, 0, n, 0, r->k_cols.n_panel);
+    rotate(s, r->out, (size_t)dim, q0, n, s->minus_sin);
+    give_gradient(s, r->out, (size_t)dim, h->t0 + (size_t)q0, n, h->head * dim);
 }
 
 /* y (head_dim, ld) = x^T z for each block of keys, over the queries from the block on: x_cols
@@ -288,35 +343,45 @@ static void keys_product(const sh_pass *s, float *y, size_t ld, const sh_left *x
     }
 }
 
+/* dO's operands, and rowsum(dO O). */
+static void fetch_dout(const task *h, room *r)
+{
+    const sh_pass *s = h->s;
+    const sh_arch *a = sh_pass_arch(s);
+    const sh_train_rows *k = &s->products->k->train;
+    const size_t n_q = (size_t)s->n_q, dim = (size_t)a->head_dim;
+    const float *ao = s->layer[h->layer].ao + h->t0 * n_q + (size_t)h->head * dim;
+    k->gather(r->fetched, h->dao, n_q, a->n_ctx, a->head_dim, NULL);
+    k->dots(r->dot, r->fetched, dim, ao, n_q, a->n_ctx, a->head_dim);
+    sh_left_rows(s->products, &r->dout, r->fetched, dim, 0, a->n_ctx);
+    sh_left_cols(s->products, &r->dout_cols, r->fetched, dim, 0, a->head_dim);
+}
+
 static void back_head(const task *h, room *r, bool first)
 {
     const sh_pass *s = h->s;
     const sh_arch *a = sh_pass_arch(s);
     const size_t n = (size_t)a->head_dim * r->ld;
     fetch_q(h, r, true);
-    sh_left_cols(s->products, &r->dout_cols, h->dao, (size_t)s->n_q, 0, a->head_dim);
+    fetch_dout(h, r);
     for (int q0 = 0; q0 < a->n_ctx; q0 += QUERIES)
         back_block(h, r, q0, a->n_ctx - q0 < QUERIES ? a->n_ctx - q0 : QUERIES);
     keys_product(s, first ? r->dv : r->part, r->ld, &r->dout_cols, &r->p_cols);
     if (!first) s->products->k->add(r->dv, r->part, n);
-    rotate(s, s->d + h->t0 * (size_t)s->n_qkv + (size_t)(h->head * a->head_dim), (size_t)s->n_qkv,
-           s->minus_sin);
     keys_product(s, first ? r->dk : r->part, r->ld, &r->q_cols, &r->ds_cols);
     if (!first) s->products->k->add(r->dk, r->part, n);
 }
 
-/* y (n_ctx, n_qkv) = x^T, rotated back if it is dK; x (head_dim, ld). As float32 operands, columns
- * become rows. */
-static void turn(const sh_pass *s, room *r, float *y, const float *x, bool is_k)
+/* dK or dV = x^T (head_dim, ld), of the columns of qkv from `at` on; dK is rotated back. As float32
+ * operands, columns become rows. */
+static void turn(const sh_pass *s, room *r, size_t t0, int at, const float *x, bool is_k)
 {
     const sh_arch *a = sh_pass_arch(s);
     const sh_products f32 = {s->products->k, s->products->pool, SH_F32};
     const sh_left t = {r->fetched, r->ld_fetched * sizeof(float), sh_kdim_whole(a->head_dim)};
     sh_left_cols(&f32, &t, x, r->ld, 0, a->n_ctx);
-    if (is_k) rotate(s, r->fetched, r->ld_fetched, s->minus_sin);
-    for (size_t i = 0; i < (size_t)a->n_ctx; i++)
-        memcpy(y + i * (size_t)s->n_qkv, r->fetched + i * r->ld_fetched,
-               (size_t)a->head_dim * sizeof *y);
+    if (is_k) rotate(s, r->fetched, r->ld_fetched, 0, a->n_ctx, s->minus_sin);
+    give_gradient(s, r->fetched, r->ld_fetched, t0, a->n_ctx, at);
 }
 
 static void back_task(void *arg, int i, int thread)
@@ -325,18 +390,18 @@ static void back_task(void *arg, int i, int thread)
     const sh_pass *s = j->s;
     const sh_arch *a = sh_pass_arch(s);
     const int seq = i / a->n_kv_head, kv = i % a->n_kv_head, group = a->n_head / a->n_kv_head;
-    const size_t dim = (size_t)a->head_dim, t0 = (size_t)seq * (size_t)a->n_ctx;
-    const size_t k_at = (size_t)s->n_q + (size_t)kv * dim, v_at = k_at + (size_t)s->n_kv;
+    const size_t t0 = (size_t)seq * (size_t)a->n_ctx;
+    const int k_at = s->n_q + kv * a->head_dim;
     room r;
-    lay_out(s, &r, s->scratch + (size_t)thread * s->scratch_bytes);
-    fetch_kv(s, &r, j->layer, t0, k_at, true);
+    lay_out(s, &r, sh_pass_room(s, thread));
+    fetch_kv(s, &r, j->layer, t0, (size_t)k_at, true);
     for (int h = 0; h < group; h++) {
         const task t = task_of(j, seq, kv * group + h);
         back_head(&t, &r, h == 0);
     }
     s->products->k->train.scale(r.dk, 1.0f / sqrtf((float)a->head_dim), (size_t)a->head_dim * r.ld);
-    turn(s, &r, s->d + t0 * (size_t)s->n_qkv + k_at, r.dk, true);
-    turn(s, &r, s->d + t0 * (size_t)s->n_qkv + v_at, r.dv, false);
+    turn(s, &r, t0, k_at, r.dk, true);
+    turn(s, &r, t0, k_at + s->n_kv, r.dv, false);
 }
 
 void sh_attention_back(sh_pass *s, int layer, const float *dao)

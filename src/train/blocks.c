@@ -33,10 +33,6 @@ typedef struct job {
     enum { EMBEDDINGS, ATTENTION, FEED_FORWARD } half;
 } job;
 
-static float *scratch(const sh_pass *s, int thread)
-{
-    return (float *)(s->scratch + (size_t)thread * s->scratch_bytes);
-}
 static uint32_t row_of(const sh_pass *s, int t) /* among all tokens of the batch */
 {
     return (uint32_t)(s->seq_lo * sh_pass_arch(s)->n_ctx + t);
@@ -52,25 +48,28 @@ static void norm_row(const sh_pass *s, float *y, const float *x, sh_norm_at norm
         k->rmsnorm(y, x, s->p->w + norm.g, a->n_embd, a->norm_eps);
 }
 
-/* A block's x (n, width) to s->rows, s->cols[to], s->right[to]. */
-static void to_rows(const sh_pass *s, const sh_block *b, const float *x, int width)
+void sh_block_spread(const sh_pass *s, const sh_block *b, const float *x, size_t ldx, int at, int n,
+                     sh_block_operands o)
 {
-    const sh_kdim kd = sh_kdim_whole(width);
-    const sh_left all = sh_pass_left(s, s->rows, &kd);
-    const sh_left a = sh_pass_left_part(s, &all, b->t, 0, width);
-    sh_left_rows(s->products, &a, x, (size_t)width, 0, b->n);
+    const size_t unit = s->products->dtype == SH_BF16 ? 2 : 4;
+    const sh_kdim kd = sh_kdim_whole(o.width);
+    const sh_left rows = sh_pass_left(s, o.rows, &kd), cols = sh_pass_left(s, o.cols, &s->kd);
+    const sh_mat right = sh_pass_right(s, o.right, o.width, &s->kd);
+    sh_spread to = {.ld_rows = rows.ld,
+                    .ld_cols = cols.ld,
+                    .panel_bytes = right.panel_bytes,
+                    .far = rows.ld * (size_t)s->n_tok > SH_FAR_BYTES};
+    if (o.rows) to.rows = (char *)o.rows + (size_t)b->t * rows.ld + (size_t)at * unit;
+    if (o.cols) to.cols = (char *)o.cols + (size_t)at * cols.ld + (size_t)b->kp * unit;
+    if (o.right)
+        to.right = right.data + (size_t)(at / SH_LANES) * right.panel_bytes +
+                   (size_t)b->kp * SH_LANES * unit;
+    s->products->k->spread[s->products->dtype](&to, x, ldx, b->n, n);
 }
-static void to_cols(const sh_pass *s, int to, const sh_block *b, const float *x, int width)
+
+static void spread(const sh_pass *s, const sh_block *b, const float *x, sh_block_operands o)
 {
-    const sh_left all = sh_pass_left(s, s->cols[to], &s->kd);
-    const sh_left a = sh_pass_left_part(s, &all, 0, b->kp, b->n);
-    sh_left_cols(s->products, &a, x, (size_t)width, 0, width);
-}
-static void to_right(const sh_pass *s, int to, const sh_block *b, const float *x, int width)
-{
-    const sh_mat all = sh_pass_right(s, s->right[to], width, &s->kd);
-    const sh_mat m = sh_pass_right_part(&all, b->kp, b->n);
-    sh_right_cols(s->products, &m, x, (size_t)width, 0, m.n_panel);
+    sh_block_spread(s, b, x, (size_t)o.width, 0, o.width, o);
 }
 
 /* ---- forward ---- */
@@ -98,8 +97,8 @@ static void embed_block(void *arg, int i, int thread)
         if (a->learned_pos) s->products->k->add(y, s->p->w + s->p->pos + pos * n, n);
         if (s->drop) sh_pass_drop(s, y, n, SH_SITE_EMBD, row_of(s, t));
     }
-    norm_block(s, b, j->y, j->norm, scratch(s, thread));
-    to_rows(s, b, scratch(s, thread), a->n_embd);
+    norm_block(s, b, j->y, j->norm, sh_pass_room(s, thread));
+    spread(s, b, sh_pass_room(s, thread), (sh_block_operands){a->n_embd, .rows = s->rows});
 }
 
 void sh_blocks_embed(sh_pass *s, float *x, sh_norm_at norm)
@@ -121,8 +120,8 @@ static void join_block(void *arg, int i, int thread)
         if (s->drop) sh_pass_drop(s, y, n, j->site, row_of(s, t));
         s->products->k->add(y, j->x + (size_t)t * n, n);
     }
-    norm_block(s, b, j->y, j->norm, scratch(s, thread));
-    to_rows(s, b, scratch(s, thread), a->n_embd);
+    norm_block(s, b, j->y, j->norm, sh_pass_room(s, thread));
+    spread(s, b, sh_pass_room(s, thread), (sh_block_operands){a->n_embd, .rows = s->rows});
 }
 
 void sh_blocks_join(sh_pass *s, float *y, const float *x, size_t bias, uint32_t site,
@@ -148,7 +147,7 @@ static void activate_block(void *arg, int i, int thread)
     const sh_kernels *k = s->products->k;
     const sh_block *b = &s->block[i];
     const size_t n = (size_t)sh_pass_arch(s)->n_ff;
-    float *room = scratch(s, thread), *u = room + SH_BLOCK * n;
+    float *room = sh_pass_room(s, thread), *u = room + SH_BLOCK * n;
     for (int r = 0; r < b->n; r++) {
         float *y = room + (size_t)r * n;
         if (sh_pass_arch(s)->gelu) {
@@ -160,7 +159,7 @@ static void activate_block(void *arg, int i, int thread)
             k->silu_mul(y, u + n, n);
         }
     }
-    to_rows(s, b, room, (int)n);
+    spread(s, b, room, (sh_block_operands){(int)n, .rows = s->rows});
 }
 
 void sh_blocks_activate(sh_pass *s, int layer)
@@ -207,21 +206,14 @@ static void sum_vector(sh_pass *s, size_t from, size_t to, int n)
     sh_pass_each(s, (n + SUM_COLS - 1) / SUM_COLS, sum_cols, &(sum_job){s, &v});
 }
 
-/* n sums of a block from column `from` on, from 0. */
-static float *begin_sums(const sh_pass *s, int block, size_t from, int n)
-{
-    float *sum = s->sums + (size_t)block * s->n_sum + from;
-    memset(sum, 0, (size_t)n * sizeof *sum);
-    return sum;
-}
-
 /* ---- backward ---- */
 
 static void norm_right_block(void *arg, int i, int thread)
 {
     const job *j = arg;
-    norm_block(j->s, &j->s->block[i], j->x, j->norm, scratch(j->s, thread));
-    to_right(j->s, 0, &j->s->block[i], scratch(j->s, thread), sh_pass_arch(j->s)->n_embd);
+    norm_block(j->s, &j->s->block[i], j->x, j->norm, sh_pass_room(j->s, thread));
+    spread(j->s, &j->s->block[i], sh_pass_room(j->s, thread),
+           (sh_block_operands){sh_pass_arch(j->s)->n_embd, .right = j->s->right[0]});
 }
 
 void sh_blocks_norm(sh_pass *s, const float *x, sh_norm_at norm)
@@ -238,7 +230,8 @@ static void norm_back(const job *j, int i)
     const sh_train_rows *k = &s->products->k->train;
     const sh_block *b = &s->block[i];
     const size_t n = (size_t)a->n_embd;
-    float *dg = begin_sums(s, i, 0, 2 * a->n_embd);
+    float *dg = s->sums + (size_t)i * s->n_sum;
+    memset(dg, 0, 2 * n * sizeof *dg);
     for (int t = b->t; t < b->t + b->n; t++) {
         size_t at = (size_t)t * n;
         if (a->layer_norm)
@@ -256,12 +249,10 @@ static void gradient_block(const sh_pass *s, int to, int i, const float *dy, int
 {
     const sh_block *b = &s->block[i];
     if (sh_pass_arch(s)->bias) {
-        float *sum = begin_sums(s, i, from, width);
-        for (int r = 0; r < b->n; r++)
-            s->products->k->add(sum, dy + (size_t)r * (size_t)width, (size_t)width);
+        float *sum = s->sums + (size_t)i * s->n_sum + from;
+        s->products->k->train.sum_rows(sum, dy, (size_t)width, b->n, width);
     }
-    to_rows(s, b, dy, width);
-    to_cols(s, to, b, dy, width);
+    spread(s, b, dy, (sh_block_operands){width, .rows = s->rows, .cols = s->cols[to]});
 }
 
 static void leave_block(void *arg, int i, int thread)
@@ -275,13 +266,14 @@ static void leave_block(void *arg, int i, int thread)
     norm_back(j, i);
     if (s->drop) {
         if (j->half != EMBEDDINGS)
-            dy = memcpy(scratch(s, thread), dy, (size_t)b->n * n * sizeof *dy);
+            dy = memcpy(sh_pass_room(s, thread), dy, (size_t)b->n * n * sizeof *dy);
         for (int r = 0; r < b->n; r++)
             sh_pass_drop(s, dy + (size_t)r * n, n, j->site, row_of(s, b->t + r));
     }
     if (j->half != EMBEDDINGS) gradient_block(s, 0, i, dy, a->n_embd, 2 * n);
     if (j->half == ATTENTION)
-        to_right(s, 0, b, s->layer[j->layer].ao + (size_t)b->t * (size_t)s->n_q, s->n_q);
+        spread(s, b, s->layer[j->layer].ao + (size_t)b->t * (size_t)s->n_q,
+               (sh_block_operands){s->n_q, .right = s->right[0]});
 }
 
 static void leave(job j, size_t bias)
@@ -324,7 +316,7 @@ static void enter_ffn_block(void *arg, int i, int thread)
     const sh_train_rows *k = &s->products->k->train;
     const sh_block *b = &s->block[i];
     const size_t n_up = (size_t)s->n_up, n_ff = (size_t)a->n_ff;
-    float *act = scratch(s, thread), *du = act + SH_BLOCK * n_ff, *u = du + SH_BLOCK * n_up;
+    float *act = sh_pass_room(s, thread), *du = act + SH_BLOCK * n_ff, *u = du + SH_BLOCK * n_up;
     for (int r = 0; r < b->n; r++) {
         const float *d = s->d + (size_t)(b->t + r) * n_ff;
         float *to = du + (size_t)r * n_up, *y = act + (size_t)r * n_ff;
@@ -334,10 +326,10 @@ static void enter_ffn_block(void *arg, int i, int thread)
         else
             k->silu_mul_back(y, to, to + n_ff, d, u, u + n_ff, n_ff);
     }
-    to_right(s, 0, b, act, a->n_ff);
+    spread(s, b, act, (sh_block_operands){a->n_ff, .right = s->right[0]});
     gradient_block(s, 1, i, du, s->n_up, 0);
     norm_block(s, b, j->x, j->norm, act);
-    to_right(s, 1, b, act, a->n_embd);
+    spread(s, b, act, (sh_block_operands){a->n_embd, .right = s->right[1]});
 }
 
 void sh_blocks_enter_ffn(sh_pass *s, int layer, sh_norm_at norm)
@@ -353,10 +345,11 @@ static void enter_attention_block(void *arg, int i, int thread)
     const job *j = arg;
     const sh_pass *s = j->s;
     const sh_block *b = &s->block[i];
-    float *room = scratch(s, thread);
-    gradient_block(s, 0, i, s->d + (size_t)b->t * (size_t)s->n_qkv, s->n_qkv, 0);
+    float *room = sh_pass_room(s, thread);
+    if (!sh_pass_heads_apart(s))
+        gradient_block(s, 0, i, s->d + (size_t)b->t * (size_t)s->n_qkv, s->n_qkv, 0);
     norm_block(s, b, j->x, j->norm, room);
-    to_right(s, 0, b, room, sh_pass_arch(s)->n_embd);
+    spread(s, b, room, (sh_block_operands){sh_pass_arch(s)->n_embd, .right = s->right[0]});
 }
 
 void sh_blocks_enter_attention(sh_pass *s, int layer, sh_norm_at norm)

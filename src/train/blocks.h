@@ -27,6 +27,17 @@ size_t sh_blocks_floats(const sh_pass *s);
 /** Floats of the widest sums of a block. */
 size_t sh_blocks_sums(const sh_pass *s);
 
+/* What a block of tokens' rows of `width` columns become: any of these operands, or NULL. */
+typedef struct sh_block_operands {
+    int width;
+    void *rows, *cols, *right;
+} sh_block_operands;
+
+/** The columns [at, at + n) of a block's rows, x (b->n, ldx), become their part of the operands; at
+ * is a multiple of SH_RUN, and so is n if others follow. */
+void sh_block_spread(const sh_pass *s, const sh_block *b, const float *x, size_t ldx, int at, int n,
+                     sh_block_operands o);
+
 /* Forward. */
 
 /** x = the embeddings of the batch; s->rows = the norm of x. */
@@ -58,7 +69,8 @@ void sh_blocks_leave_attention(sh_pass *s, float *dx, int layer, const float *x,
 /** From s->d, the gradient of the activation. In s->cols[1] and s->right[1]; s->right[0] = the
  *  activation. */
 void sh_blocks_enter_ffn(sh_pass *s, int layer, sh_norm_at norm);
-/** From s->d, the gradient of qkv. In s->cols[0] and s->right[0]. */
+/** From s->d, the gradient of qkv, but where attention has done that (sh_pass_heads_apart). In
+ * s->cols[0] and s->right[0]. */
 void sh_blocks_enter_attention(sh_pass *s, int layer, sh_norm_at norm);
 
 #endif

@@ -3,6 +3,14 @@
 #include "base/fmath.h"
 
 enum { WORDS = 2048 }; /* of the vocabulary, that are summed together */
+/* Columns of logits whose gradients become operands together; a row of them is an odd number of
+ * cache lines. */
+enum { TILE = 1024, LD_TILE = TILE + SH_LANES };
+
+size_t sh_loss_floats(void)
+{
+    return SH_BLOCK * LD_TILE;
+}
 
 /* The tokens [t, t + n) of a slice; kp: where they stand among k's. */
 typedef struct chunk {
@@ -18,21 +26,33 @@ static int target(const sh_pass *s, int t)
         ->ids[(size_t)(s->seq_lo + t / n_ctx) * (size_t)(n_ctx + 1) + (size_t)(t % n_ctx) + 1];
 }
 
-/* The loss of one token; its logits become their gradient. */
-static void token(const chunk *c, int t)
+/* The gradients of a block's logits, from column c on: softmax less the target, as operands. */
+static void gradient_tile(const chunk *c, float *room, const float *max, const float *sum,
+                          int first, int n, int col)
 {
     const sh_pass *s = c->s;
     const sh_arch *a = sh_pass_arch(s);
-    const sh_kernels *k = s->products->k;
+    const sh_dtype type = s->products->dtype;
+    const int n_col = a->n_vocab - col < TILE ? a->n_vocab - col : TILE;
     const float share = 1.0f / ((float)s->batch->n_seq * (float)a->n_ctx);
-    float *x = s->logits + (size_t)(t - c->t) * s->ld_logits, sum;
-    const int id = target(s, t);
-    const float wanted = x[id], max = k->softmax_part(x, a->n_vocab, &sum);
-    s->token_loss[t] =
-        sum == sum ? sh_ln((double)sum) + ((double)max - (double)wanted) : (double)sum;
-    if (!c->back) return;
-    k->train.scale(x, share / sum, (size_t)a->n_vocab);
-    x[id] -= share;
+    const sh_kdim vocab = sh_kdim_whole(a->n_vocab);
+    const sh_left rows = sh_pass_left(s, s->dlogits, &vocab);
+    const sh_left cols = sh_pass_left(s, s->cols[0], &s->kd);
+    const sh_left to_rows = sh_pass_left_part(s, &rows, first, col, n_col);
+    const sh_left to_cols = sh_pass_left_part(s, &cols, col, c->kp + first, n);
+    for (int r = 0; r < n; r++) {
+        const float *x = s->logits + (size_t)(first + r) * s->ld_logits + col;
+        float *y = room + (size_t)r * LD_TILE;
+        const int id = target(s, c->t + first + r) - col;
+        s->products->k->train.softmax(y, x, (size_t)n_col, max[r], share / sum[r]);
+        if (id >= 0 && id < n_col) y[id] -= share;
+    }
+    s->products->k->spread[type](&(sh_spread){.rows = to_rows.data,
+                                              .cols = to_cols.data,
+                                              .ld_rows = to_rows.ld,
+                                              .ld_cols = to_cols.ld,
+                                              .far = rows.ld * (size_t)c->n > SH_FAR_BYTES},
+                                 room, LD_TILE, n, n_col);
 }
 
 static void loss_block(void *arg, int i, int thread)
@@ -41,18 +61,17 @@ static void loss_block(void *arg, int i, int thread)
     const sh_pass *s = c->s;
     const sh_arch *a = sh_pass_arch(s);
     const int first = i * SH_BLOCK, n = c->n - first < SH_BLOCK ? c->n - first : SH_BLOCK;
-    const float *x = s->logits + (size_t)first * s->ld_logits;
-    const sh_kdim kd = sh_kdim_whole(a->n_vocab);
-    const sh_left rows = sh_pass_left(s, s->dlogits, &kd);
-    (void)thread;
-    for (int r = first; r < first + n; r++) { /* while the row is in the second-level cache */
-        token(c, c->t + r);
-        if (c->back) sh_left_rows(s->products, &rows, s->logits, s->ld_logits, r, r + 1);
+    float max[SH_BLOCK], sum[SH_BLOCK];
+    for (int r = 0; r < n; r++) {
+        const float *x = s->logits + (size_t)(first + r) * s->ld_logits;
+        const int t = c->t + first + r;
+        max[r] = s->products->k->train.softmax_sum(x, (size_t)a->n_vocab, &sum[r]);
+        s->token_loss[t] = sum[r] == sum[r]
+                               ? sh_ln((double)sum[r]) + ((double)max[r] - (double)x[target(s, t)])
+                               : (double)sum[r];
     }
-    if (!c->back) return;
-    const sh_left cols = sh_pass_left(s, s->cols[0], &s->kd);
-    const sh_left part = sh_pass_left_part(s, &cols, 0, c->kp + first, n);
-    sh_left_cols(s->products, &part, x, s->ld_logits, 0, a->n_vocab);
+    for (int col = 0; c->back && col < a->n_vocab; col += TILE)
+        gradient_tile(c, sh_pass_room(s, thread), max, sum, first, n, col);
 }
 
 static void add_block(void *arg, int i, int thread)

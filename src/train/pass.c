@@ -164,7 +164,8 @@ static void forward(sh_pass *s)
         sh_stash *st = &s->layer[l];
         sh_pass_multiply(s, st->qkv, at->qkv, s->n_qkv, a->n_embd);
         sh_attention_forward(s, l);
-        sh_left_rows_all(s->products, &ao, st->ao, (size_t)s->n_q, s->n_tok);
+        if (!sh_pass_heads_apart(s))
+            sh_left_rows_all(s->products, &ao, st->ao, (size_t)s->n_q, s->n_tok);
         sh_pass_tick(s, SH_PART_BLOCKS);
         sh_pass_multiply(s, st->x2, at->wo, a->n_embd, s->n_q);
         sh_blocks_join(s, st->x2, st->x, at->wo_b, sh_site_half(l, 0), ffn_norm(s, l));
@@ -283,7 +284,7 @@ static void *carve(const sh_pass *s, size_t *at, size_t n, size_t size)
 static size_t left_bytes(const sh_pass *s, int rows, int k)
 {
     const sh_kdim kd = sh_kdim_whole(k);
-    return (size_t)rows * sh_left_ld(s->products, &kd);
+    return (size_t)rows * sh_pass_left(s, NULL, &kd).ld;
 }
 static size_t right_bytes(const sh_pass *s, int rows, int k)
 {
@@ -357,6 +358,7 @@ static size_t lay_out(sh_pass *s)
     s->n_sum = sh_blocks_sums(s);
     s->sums = carve(s, &at, n_block * s->n_sum, f);
     s->scratch_bytes = max_size(sh_blocks_floats(s) * f, sh_attention_bytes(s));
+    s->scratch_bytes = max_size(s->scratch_bytes, sh_loss_floats() * f);
     s->scratch_bytes = (s->scratch_bytes + 4095) / 4096 * 4096;
     s->scratch = carve(s, &at, n_thread, s->scratch_bytes);
     s->block = carve(s, &at, n_block, sizeof *s->block);

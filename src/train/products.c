@@ -8,6 +8,9 @@ static int min_int(int a, int b)
     return a < b ? a : b;
 }
 
+/* An operand with so many k's (tokens) is not in a cache any more when it is read. */
+enum { FAR_K = 2048 };
+
 void sh_left_rows(const sh_products *p, const sh_left *a, const float *x, size_t ldx, int lo,
                   int hi)
 {
@@ -22,10 +25,10 @@ void sh_left_cols(const sh_products *p, const sh_left *a, const float *x, size_t
     size_t unit = p->dtype == SH_BF16 ? 2 : 4;
     for (int r = lo; r < hi; r += SH_LANES)
         for (int s = 0; s < a->kd.n_slice; s++)
-            p->k->left_cols[p->dtype]((char *)a->data + (size_t)r * a->ld +
-                                          (size_t)a->kd.kp[s] * unit,
-                                      a->ld, x + (size_t)a->kd.k[s] * ldx + r, ldx,
-                                      min_int(hi - r, SH_LANES), a->kd.k[s + 1] - a->kd.k[s]);
+            p->k->left_cols[p->dtype](
+                (char *)a->data + (size_t)r * a->ld + (size_t)a->kd.kp[s] * unit, a->ld,
+                x + (size_t)a->kd.k[s] * ldx + r, ldx, min_int(hi - r, SH_LANES),
+                a->kd.k[s + 1] - a->kd.k[s], a->ld >= FAR_K * unit);
 }
 
 /* Where slice s of panel i begins. */
@@ -48,11 +51,12 @@ void sh_right_rows(const sh_products *p, const sh_mat *b, const float *x, size_t
 void sh_right_cols(const sh_products *p, const sh_mat *b, const float *x, size_t ldx, int lo,
                    int hi)
 {
+    const bool far = b->panel_bytes >= FAR_K * SH_LANES * (p->dtype == SH_BF16 ? 2 : 4);
     for (int i = lo; i < hi; i++)
         for (int s = 0; s < b->kd.n_slice; s++)
             p->k->right_cols[p->dtype](
                 panel_slice(p, b, i, s), x + (size_t)b->kd.k[s] * ldx + (size_t)i * SH_LANES, ldx,
-                min_int(b->rows - i * SH_LANES, SH_LANES), b->kd.k[s + 1] - b->kd.k[s]);
+                min_int(b->rows - i * SH_LANES, SH_LANES), b->kd.k[s + 1] - b->kd.k[s], far);
 }
 
 void sh_product(const sh_products *p, float *y, size_t ldy, const sh_left *a, const sh_mat *b,

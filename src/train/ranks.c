@@ -28,7 +28,7 @@ static void take_sum(void *arg, int thread, int n_thread)
 {
     const piece *p = arg;
     size_t lo, n = sh_share_floats(p->n, thread, n_thread, &lo);
-    sh_group_add_sum(p->group, p->x, lo, n);
+    sh_group_add_sum(p->group, p->x + lo, lo, n);
 }
 
 sh_err sh_ranks_sum(sh_group *g, sh_pool *pool, float *x, size_t n)

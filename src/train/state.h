@@ -7,6 +7,8 @@
 #include "train/pass.h"
 
 enum { SH_BLOCK = 32 }; /* tokens of a block, at most: whole runs of k's */
+/* An operand that is larger is written past the caches: it would not be there when it is read. */
+enum { SH_FAR_BYTES = 4 << 20 };
 
 /* Some tokens of one slice of the batch that one thread works on together. Sums over tokens that
  * are no products are made by block, tokens ascending; then over the blocks of a slice, ascending;
@@ -82,6 +84,19 @@ static inline const sh_arch *sh_pass_arch(const sh_pass *s)
     return &s->p->arch;
 }
 
+/** Whether the columns of a head are whole runs and blocks are of one sequence each: then attention
+ * makes operands of what it computes, head by head. */
+static inline bool sh_pass_heads_apart(const sh_pass *s)
+{
+    return sh_pass_arch(s)->head_dim % SH_RUN == 0 && sh_pass_arch(s)->n_ctx % SH_BLOCK == 0;
+}
+
+/** A thread's scratch. */
+static inline void *sh_pass_room(const sh_pass *s, int thread)
+{
+    return s->scratch + (size_t)thread * s->scratch_bytes;
+}
+
 /** Does the items [0, n), each on some thread. */
 void sh_pass_each(sh_pass *s, int n, void (*item)(void *arg, int i, int thread), void *arg);
 /** The time since the last call goes to that part. */
@@ -91,9 +106,12 @@ void sh_pass_drop(const sh_pass *s, float *x, size_t n, uint32_t site, uint32_t 
 
 /* Operands. A part of one whose k's are tokens begins at a multiple of SH_RUN. */
 
+/* Rows of many cache lines are an odd number of them: then those of a tile are in different sets of
+ * the cache. */
 static inline sh_left sh_pass_left(const sh_pass *s, void *data, const sh_kdim *kd)
 {
-    return (sh_left){data, sh_left_ld(s->products, kd), *kd};
+    size_t line = sh_left_ld(s->products, kd) / 64;
+    return (sh_left){data, (line < 16 ? line : line | 1) * 64, *kd};
 }
 /** Its rows from `row` on, n k's from kp on. */
 static inline sh_left sh_pass_left_part(const sh_pass *s, const sh_left *a, int row, int kp, int n)

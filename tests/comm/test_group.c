@@ -82,21 +82,22 @@ static sh_err wrong(const char *name, uint64_t op)
 static sh_err do_sum(sh_group *g, uint64_t op)
 {
     static float y[PART];
-    size_t n = 1 + mix(op, 7) % (mix(op, 8) % 2 ? PART : 40);
+    size_t n = 1 + mix(op, 7) % (mix(op, 8) % 2 ? PART : 40), skip = mix(op, 9) % n;
     sh_range root[SH_MAX_ROOT];
     int n_root = sh_tree_roots(sh_rank_slices(g->rank, g->n_rank), root);
     for (int r = 0; r < n_root; r++) {
         float *part = sh_group_part(g, r);
         for (size_t i = 0; i < n; i++) part[i] = tree(op, root[r].lo, root[r].hi, i);
     }
-    for (size_t i = 0; i < n; i++) y[i] = (float)i;
+    for (size_t i = skip; i < n; i++) y[i - skip] = (float)i;
     SH_TRY(sh_group_meet(g, n));
-    for (size_t at = 0, m; at < n; at += m) { /* as threads share it out */
+    for (size_t at = skip, m; at < n; at += m) { /* as threads share it out */
         m = 1 + mix(op, at) % (n - at);
-        sh_group_add_sum(g, y, at, m);
+        sh_group_add_sum(g, y + (at - skip), at, m);
     }
-    for (size_t i = 0; i < n; i++)
-        if (sh_f32_bits(y[i]) != sh_f32_bits((float)i + tree(op, 0, 8, i))) return wrong("sum", op);
+    for (size_t i = skip; i < n; i++)
+        if (sh_f32_bits(y[i - skip]) != sh_f32_bits((float)i + tree(op, 0, 8, i)))
+            return wrong("sum", op);
     return SH_OK;
 }
 

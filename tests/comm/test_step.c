@@ -214,20 +214,21 @@ static void test_limits(void **state)
 static sh_frame sample(sh_frame_type type)
 {
     sh_frame f = {.type = type, .protocol = SH_PROTOCOL};
-    sh_load l = {.stage = 2,
-                 .n_stage = 3,
-                 .layer_lo = 4,
-                 .layer_hi = 9,
-                 .n_embd = 64,
-                 .n_ctx = 128,
-                 .n_slot = 5,
-                 .n_batch = 32,
-                 .arith = 1,
-                 .kv = 2};
+    static const sh_load l = {.stage = 2,
+                              .n_stage = 3,
+                              .layer_lo = 4,
+                              .layer_hi = 9,
+                              .n_embd = 64,
+                              .n_ctx = 128,
+                              .n_slot = 5,
+                              .n_batch = 32,
+                              .arith = 1,
+                              .kv = 2};
+    static const sh_welcome w = {
+        .n_layer = 22, .n_embd = 64, .has_amx = true, .version = "0.1.0", .n_rank = 2};
     if (type == SH_FRAME_HELLO) memset(f.session, 0xa5, sizeof f.session);
     if (type == SH_FRAME_WELCOME) {
-        f.welcome = (sh_welcome){
-            .n_layer = 22, .n_embd = 64, .has_amx = true, .version = "0.1.0", .n_rank = 2};
+        f.welcome = w;
         memset(f.welcome.model_hash, 0x5a, sizeof f.welcome.model_hash);
     }
     if (type == SH_FRAME_LOAD) {

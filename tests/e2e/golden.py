@@ -48,7 +48,7 @@ def another_engine():
         tap.ok(ids.out.split() == [str(i) for i in sample["prompt_tokens"]],
                f"{sample['prompt']!r}: prompt tokens", ids)
         check(model, sample, [])
-    for flags in TOPOLOGIES[1:]:
+    for flags in TOPOLOGIES[1::4 if tap.SANITIZED else 1]:
         check(model, samples[0], flags)
 
     # All prompts in flight at once, one paragraph each.

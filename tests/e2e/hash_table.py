@@ -15,7 +15,8 @@ import tap
 
 PROMPT = ("Once upon a time there was a little dog named Spot who liked to run in the big park with "
           "his friend Lily, and one sunny day they found a red ball under the old tree.")
-N_TOKENS = 24
+DEEP_PROMPT = PROMPT * 8  # 4 spans
+N_TOKENS = 12 if tap.SANITIZED else 24
 N_SAMPLES = 5
 
 MODELS = {
@@ -27,10 +28,18 @@ MODELS = {
     # Fused Q, K and V, biases, learned positions; 3 blocks of heads and 7 of ff for 8 slices.
     "gpt2": ["--family", "gpt2", "--layers", 7, "--heads", 12, "--head-dim", 8, "--embd", 96,
              "--ff", 224, "--ctx", 512],
+    # Attention and feed-forward in one sum; a part of each head rotates; a head with a bias.
+    "gptj": ["--family", "gptj", "--layers", 7, "--heads", 12, "--head-dim", 8, "--rot", 4,
+             "--embd", 96, "--ff", 224, "--ctx", 512],
 }
+SHORT = "gptj"  # every other of its rows, but with --all: the script has to end in its time
 # always said: what `auto` chooses may change with --cpu, and attention of prompts with it
 ARITHS = {"f32": ["int8"], "f16": ["bf16"], "bf16": ["bf16"], "q8_0": ["int8", "bf16"],
           "q4_0": ["int8", "bf16"]}
+# Rows with a quantised cache besides: as many as take every topology once. (model, type, arithmetic, sampling)
+Q8_CACHE = [("awkward", "bf16", "bf16", "greedy"), ("awkward", "q8_0", "int8", "sampled"),
+            ("even", "f32", "int8", "sampled"), ("even", "q4_0", "bf16", "greedy"),
+            ("gpt2", "q8_0", "bf16", "sampled")]
 SAMPLINGS = {"greedy": ["--temp", 0],
              "sampled": ["--temp", 0.9, "--top-k", 40, "--top-p", 0.95, "--seed", 7]}
 
@@ -48,15 +57,16 @@ TOPOLOGIES = {
     "tp5 b7": (["--tp", 5, "-b", 7], 2), "ring3 np3": (["--ring", 3, "-np", 3], 5),
     "cpu c": ([], 2),  # the portable kernels against the best that this machine has
 }
-if tap.SANITIZED:
-    del TOPOLOGIES["cpu c"]  # takes minutes there; tests/kernels/test_isa.c has those kernels
-PER_ROW = 3 if tap.SANITIZED else 5
+if tap.SANITIZED:  # one of each kind; tests/kernels/test_isa.c has the C kernels
+    TOPOLOGIES = {t: TOPOLOGIES[t] for t in ("t4", "tp3", "tp8 b64", "ring5", "b7", "np2", "ring3 tp2 t2",
+                                             "ring2 tp3 b7")}
+PER_ROW = 1 if tap.SANITIZED else 5
 
 
-def run(model, arith, sampling, flags, n_samples, env=None):
+def run(model, arith, sampling, kv, flags, n_samples, env=None, prompt=PROMPT):
     """Of each sample: token ids, hash of the bits of its last logits. Or the result that has none."""
-    common = ["-m", model, "-p", PROMPT, "-n", N_TOKENS, "-c", 512, "-o", "json", "-v",
-              "--n-samples", n_samples, *SAMPLINGS[sampling], *(["--arith", arith] if arith else [])]
+    common = ["-m", model, "-p", prompt, "-n", N_TOKENS, "-c", 512, "-o", "json", "-v",
+              "--n-samples", n_samples, *SAMPLINGS[sampling], "--arith", arith, "--kv", kv]
     result = tap.shoal("run", *common, *flags, timeout=60, env=env)
     if result.status != 0:
         return result
@@ -69,8 +79,9 @@ def run(model, arith, sampling, flags, n_samples, env=None):
     return [(line["tokens"], bits) for line, bits in zip(lines, logits)]
 
 
-def rows():
-    """(model's name, path, type, arithmetic, sampling), the whole product; under sanitizers a fifth."""
+def rows(everything):
+    """(model's name, path, type, arithmetic, sampling, cache), the whole product but for half of SHORT, and
+    those of Q8_CACHE; under sanitizers a fifth."""
     turn = 0
     for name, shape in MODELS.items():
         plain = tap.mkmodel(f"{name}-f32.gguf", *shape)
@@ -84,8 +95,12 @@ def rows():
             for arith in ariths:
                 for sampling in SAMPLINGS:
                     turn += 1
+                    if name == SHORT and turn % 4 in (0, 1) and not everything:
+                        continue
                     if not tap.SANITIZED or turn % 5 == 0:  # which is slow, and looks for other faults
-                        yield name, path, dtype, arith, sampling
+                        yield name, path, dtype, arith, sampling, "f16"
+    for name, dtype, arith, sampling in Q8_CACHE[:1 if tap.SANITIZED else None]:
+        yield name, tap.TMP / f"{name}-{dtype}.gguf", dtype, arith, sampling, "q8_0"
 
 
 def chosen(row_number, everything):
@@ -97,12 +112,24 @@ def chosen(row_number, everything):
 
 
 def row_cases(pool, row_number, row, everything):
-    name, path, dtype, arith, sampling = row
-    want = pool.submit(run, path, arith, sampling, ["-t", 1], N_SAMPLES)
-    got = {t: pool.submit(run, path, arith, sampling, *TOPOLOGIES[t],
+    name, path, dtype, arith, sampling, kv = row
+    want = pool.submit(run, path, arith, sampling, kv, ["-t", 1], N_SAMPLES)
+    got = {t: pool.submit(run, path, arith, sampling, kv, *TOPOLOGIES[t],
                           {"SHOAL_CPU": "c"} if t == "cpu c" else None)
            for t in chosen(row_number, everything)}
     return want, got
+
+
+def deep(pool):
+    """Contexts of several spans of attention, over which threads share one token's work."""
+    for name, arith, kv in ("awkward", "int8", "f16"), ("awkward", "bf16", "q8_0"):
+        model = tap.TMP / f"{name}-q8_0.gguf"
+        flags = [["-t", 1], ["-t", 2], ["-t", 3], ["-t", 4], ["--tp", 3], ["--tp", 5, "-t", 2], ["-np", 2, "-t", 3]]
+        jobs = [pool.submit(run, model, arith, "greedy", kv, [*f, "-c", 1024], 2, prompt=DEEP_PROMPT) for f in flags]
+        want, *got = [job.result() for job in jobs]
+        tap.ok(isinstance(want, list) and all(0 < len(w) <= N_TOKENS for w, _ in want), f"deep {name} {arith} {kv}", want)
+        for f, ids in zip(flags[1:], got):
+            tap.ok(ids == want, f"deep {name} {arith} {kv}: {' '.join(map(str, f))}", f"{ids}\nwanted {want}")
 
 
 def main():
@@ -111,9 +138,9 @@ def main():
     table = []
     hashes = set()
     with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        work = [(row, row_cases(pool, i, row, everything)) for i, row in enumerate(rows())]
-        for (name, _, dtype, arith, sampling), (want, got) in work:
-            title = f"{name} {dtype} {arith or '-'} {sampling}"
+        work = [(row, row_cases(pool, i, row, everything)) for i, row in enumerate(rows(everything))]
+        for (name, _, dtype, arith, sampling, kv), (want, got) in work:
+            title = f"{name} {dtype} {arith} {sampling}" + " cache in q8_0" * (kv != "f16")
             want = want.result()
             if not tap.ok(isinstance(want, list) and len(want) == N_SAMPLES
                           and all(0 < len(w) <= N_TOKENS for w, _ in want),
@@ -130,13 +157,14 @@ def main():
                 good = ids == want[:TOPOLOGIES[topology][1]]
                 same += [topology] if good else []
                 tap.ok(good, f"{title}: {topology}", f"{ids}\nwanted {want}")
-            table.append((name, dtype, arith or "", sampling, tap.tokens_hash(want[0][0]),
+            table.append((name, dtype, arith, sampling, kv, tap.tokens_hash(want[0][0]),
                           f"{len(same)} of {len(got)}", ", ".join(same)))
+        deep(pool)
     # The answers are not all one: a broken hash or a model that says one thing would hide everything.
     tap.ok(len(hashes) > len(table) // 2, "rows have different hashes", f"{len(hashes)} hashes")
     if markdown:
-        print("| model | type | arithmetic | sampling | hash | same | topologies |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print("| model | type | arithmetic | sampling | cache | hash | same | topologies |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         for row in table:
             print("| " + " | ".join(row) + " |")
     tap.done()

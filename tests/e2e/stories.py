@@ -41,12 +41,12 @@ def run(*args):
 
 
 def output():
-    one = run("--megabytes", 0.7, "--seed", 7, "--jobs", 1)
-    tap.ok(one == run("--megabytes", 0.7, "--seed", 7, "--jobs", 3), "1 and 3 processes write the same bytes")
-    tap.ok(one.startswith(run("--megabytes", 0.3, "--seed", 7)), "less text is the beginning of more")
-    tap.ok(0.7e6 <= len(one) < 0.7e6 + 3000, "as much as was asked, to the end of a story", len(one))
+    one = run("--megabytes", 0.5, "--seed", 7, "--jobs", 1)
+    tap.ok(one == run("--megabytes", 0.5, "--seed", 7, "--jobs", 3), "1 and 3 processes write the same bytes")
+    tap.ok(one.startswith(run("--megabytes", 0.1, "--seed", 7)), "less text is the beginning of more")
+    tap.ok(0.5e6 <= len(one) < 0.5e6 + 3000, "as much as was asked, to the end of a story", len(one))
     tap.ok(one.endswith(f"\n{END}\n".encode()), "each story ends with its line")
-    tap.ok(run("--megabytes", 0.3, "--seed", 8) != run("--megabytes", 0.3, "--seed", 7), "another seed, other text")
+    tap.ok(not one.startswith(run("--megabytes", 0.1, "--seed", 8)), "another seed, other text")
     texts = one.decode("ascii").split(f"\n{END}\n")[:-1]
     stories = [text for text in texts if len(text.split()) >= 80]  # the others are rhymes
     tap.ok(len(set(stories)) == len(stories), "no story is there twice")

@@ -225,6 +225,7 @@ def bad_input(data, text, folder, base):
     refused("three ranks", [*new, "--ranks", 3], 2, "1, 2, 4 or 8")
     refused("unknown shape", [*new, "--shape", "huge"], 2, "huge", "tinyllama")
     refused("unknown family", [*new, "--family", "gptj"], 2, "gptj", "llama")
+    refused("a shape that only runs", [*new, "--shape", "gptj-6b"], 2, "gptj", "does not train")
     refused("unknown type", [*new, "--dtype", "f16"], 2, "f16", "bf16")
     refused("heads that do not divide", [*new, "--heads", 3], 2, "--heads")
     refused("a text shorter than the context", [*new, "--context", 100000], 2, "train.bin", 100000)

@@ -425,7 +425,7 @@ static void test_open_errors(void **state)
         {{.n_ring = 100}, SHOAL_EARG, "100"},
         {{.n_ring = 2, .arith = "int4"}, SHOAL_EARG, "int4"},
         {{.n_rank = 2, .arith = "fp8"}, SHOAL_EARG, "fp8"},
-        {{.kv = "q8_0"}, SHOAL_EARG, "q8_0"},
+        {{.kv = "q4_0"}, SHOAL_EARG, "q4_0"},
         {{.nodes = "/no/such/nodes.json"}, SHOAL_EFILE, "/no/such/nodes.json"},
         {{.nodes = "/dev/null"}, SHOAL_EFILE, "/dev/null"},
         {{.nodes = "/dev/null", .n_ring = 2}, SHOAL_EARG, "not both"},

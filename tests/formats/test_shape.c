@@ -24,6 +24,7 @@ static const struct {
     {"tinyllama", 22, 1.100e9},    {"llama2-7b", 32, 6.738e9},   {"llama2-13b", 40, 13.016e9},
     {"llama3-8b", 32, 8.030e9},    {"nanollama", 12, 0.304e9},   {"gpt2", 12, 0.1244e9},
     {"gpt2-medium", 24, 0.3548e9}, {"gpt2-large", 36, 0.7740e9}, {"gpt2-xl", 48, 1.5576e9},
+    {"gptj-6b", 28, 6.0509e9},
 };
 
 static sh_model_file *open_shape(const char *name, const char *type, const char *seed)
@@ -40,7 +41,7 @@ static void test_every_shape(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int t = 0; t < SH_N_DTYPE; t++) {
-            if (!sh_dtypes[t].from_f32) continue;
+            if (!sh_dtypes[t].from_f32 || (SANITIZED && t % 4 != (int)i % 4)) continue;
             sh_model_file *m = open_shape(shapes[i].name, sh_dtypes[t].name, "");
             sh_config c;
             sh_tokenizer *tok;

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes tests/golden/*.json: the logits of tiny random models of each family, computed here in float64
 straight from the papers' formulas and not from our code. Needs numpy; with --transformers also torch
-and transformers, whose LlamaForCausalLM or GPT2LMHeadModel then has to agree. Not run by the tests:
-they read its files.
+and transformers, whose LlamaForCausalLM, GPT2LMHeadModel or GPTJForCausalLM then has to agree. Not run
+by the tests: they read its files.
 
     python3 tests/golden/make_golden.py build/tests/mkmodel [--transformers]
 
@@ -32,6 +32,7 @@ CASES = {
                    "--rope-llama3 --rope-base 500000",
     "gpt2-tied": "--family gpt2 --layers 3 --heads 12 --head-dim 8 --embd 96 --ff 224 --tied",
     "gpt2-untied": "--family gpt2 --layers 2 --heads 5 --head-dim 12 --embd 60 --ff 88",
+    "gptj": "--family gptj --layers 3 --heads 5 --head-dim 12 --rot 8 --embd 60 --ff 88",
 }
 N_IDS = 150  # more than two pages of the cache
 
@@ -131,6 +132,23 @@ def gpt2_logits(m, ids):
     return norm(x, "output_norm") @ m.tensor(head).T
 
 
+def gptj_logits(m, ids):
+    """After each id: (n_tok, n_vocab). Wang & Komatsuzaki 2021: attention and feed-forward read the same
+    norm, and both are added; of a head the first n_rot values turn."""
+    norm = lambda x, name: layer_norm(x, m.tensor(f"{name}.weight"), m.tensor(f"{name}.bias"), m.eps)
+    linear = lambda x, name: x @ m.tensor(f"{name}.weight").T + m.tensor(f"{name}.bias")
+    x = m.tensor("token_embd.weight")[ids]
+    angle = np.arange(len(ids))[:, None] * m.angles_per_position()[None, :]
+    for i in range(m.n_layer):
+        at = f"blk.{i}."
+        h = norm(x, at + "attn_norm")
+        q, k, v = ((h @ m.tensor(f"{at}attn_{what}.weight").T).reshape(len(ids), m.n_head, m.head_dim)
+                   for what in "qkv")
+        mixed = attention(rotate(q, angle), rotate(k, angle), v) @ m.tensor(at + "attn_output.weight").T
+        x = x + mixed + linear(gelu(linear(h, at + "ffn_up")), at + "ffn_down")
+    return linear(norm(x, "output_norm"), "output")
+
+
 def llama_logits(m, ids):
     x = m.tensor("token_embd.weight")[ids]
     angle = np.arange(len(ids))[:, None] * m.angles_per_position()[None, :]
@@ -171,6 +189,33 @@ def transformers_gpt2(m):
             for kind in "weight", "bias":
                 state[f"transformer.h.{i}.{theirs}.{kind}"] = m.tensor(f"blk.{i}.{ours}.{kind}").T
     model.load_state_dict({k: torch.tensor(np.ascontiguousarray(v)) for k, v in state.items()})
+    return model
+
+
+def transformers_gptj(m):
+    """GPTJForCausalLM with the same weights; its rotary pairs are neighbours as here, its sines float32."""
+    import torch
+    import transformers
+
+    config = transformers.GPTJConfig(
+        vocab_size=m.n_vocab, n_positions=m.n_ctx, n_embd=m.n_embd, n_layer=m.n_layer,
+        n_head=m.n_head, rotary_dim=m.n_rot, n_inner=m.header.tensors["blk.0.ffn_up.weight"][1][1],
+        layer_norm_epsilon=m.eps, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
+        attn_implementation="eager")
+    model = transformers.GPTJForCausalLM(config).double().eval()
+    names = {"token_embd.weight": "transformer.wte.weight", "output_norm": "transformer.ln_f",
+             "output": "lm_head"}
+    for i in range(m.n_layer):
+        at = {"attn_norm": "ln_1", "attn_q.weight": "attn.q_proj.weight",
+              "attn_k.weight": "attn.k_proj.weight", "attn_v.weight": "attn.v_proj.weight",
+              "attn_output.weight": "attn.out_proj.weight", "ffn_up": "mlp.fc_in",
+              "ffn_down": "mlp.fc_out"}
+        names |= {f"blk.{i}.{ours}": f"transformer.h.{i}.{theirs}" for ours, theirs in at.items()}
+    state = {}
+    for ours, theirs in names.items():
+        for kind in [""] if ours.endswith(".weight") else [".weight", ".bias"]:
+            state[theirs + kind] = torch.tensor(m.tensor(ours + kind))
+    model.load_state_dict(state)
     return model
 
 
@@ -216,7 +261,8 @@ def transformers_llama(m):
     return model
 
 
-FAMILIES = {"llama": (llama_logits, transformers_llama), "gpt2": (gpt2_logits, transformers_gpt2)}
+FAMILIES = {"llama": (llama_logits, transformers_llama), "gpt2": (gpt2_logits, transformers_gpt2),
+            "gptj": (gptj_logits, transformers_gptj)}
 
 
 def transformers_logits(model, ids):

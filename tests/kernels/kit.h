@@ -20,15 +20,7 @@
 #include "base/cpu.h"
 #include "kernels/kernels.h"
 
-/* Sanitizers make the C rows some ten times slower: then fewer cases. */
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#endif
+/* Sanitizers make the C rows some ten times slower: then fewer cases (tests/meson.build says). */
 #ifndef SANITIZED
 #define SANITIZED 0
 #endif

@@ -167,11 +167,6 @@ static void try_attention(int i)
     k.train.attend_back(s.got.p, d.got.p, n, max, 0.25f, 0.1f);
     trio_check("attend_back s", &s);
     trio_check("attend_back d", &d);
-    float a = c.train.dot(s.from.p, d.from.p, n), b = k.train.dot(s.from.p, d.from.p, n);
-    if (!same(a, b)) fail_msg("%s: dot is %a instead of %a", isa, (double)b, (double)a);
-    double sum = 0;
-    for (int j = 0; j < n; j++) sum += (double)sf[j] * (double)df[j];
-    if (l == LOOK_UNIT) near("dot", b, sum, 1e-5 * (1 + fabs(sum)));
     for (int j = 0; j < n && l == LOOK_UNIT; j++) {
         double p = exp((double)(sf[j] - max)) * 0.25, e = p * ((double)df[j] - 0.1);
         near("attend_back s", ((float *)s.got.p)[j], p, 1e-6 * p);
@@ -179,6 +174,68 @@ static void try_attention(int i)
     }
     trio_free(&s);
     trio_free(&d);
+}
+
+static void try_softmax(int i)
+{
+    int n = some_size(i);
+    look l = some_look(i);
+    trio y = trio_floats(n, l);
+    const float *x = y.from.p;
+    float a, b, max = c.train.softmax_sum(x, (size_t)n, &a);
+    float top = k.train.softmax_sum(x, (size_t)n, &b);
+    if (!same(a, b) || !same(max, top))
+        fail_msg("%s: softmax_sum is %a, %a instead of %a, %a", isa, (double)top, (double)b,
+                 (double)max, (double)a);
+    c.train.softmax(y.want.p, x, (size_t)n, max, 0.5f);
+    k.train.softmax(y.got.p, x, (size_t)n, max, 0.5f);
+    trio_check("softmax", &y);
+    double sum = 0;
+    float most = x[0];
+    for (int j = 0; j < n; j++) most = x[j] > most ? x[j] : most;
+    for (int j = 0; j < n && l == LOOK_UNIT; j++) {
+        double p = exp((double)(x[j] - most));
+        sum += p;
+        near("softmax", ((float *)y.got.p)[j], p / 2, 1e-6 * p);
+    }
+    if (l == LOOK_UNIT) {
+        assert_true(same(top, most));
+        near("softmax_sum", b, sum, 2e-6 * sum);
+    }
+    trio_free(&y);
+}
+
+/* Sums along rows and down columns. */
+static void try_sums(int i)
+{
+    int n = some_size(i), n_row = random_in(1, 40);
+    look l = some_look(i);
+    size_t ldx = (size_t)(n + random_in(0, 9)), ldy = (size_t)(n + random_in(0, 9));
+    trio along = trio_floats(n_row, l), down = trio_floats(n, l);
+    buffer x = buffer_floats(ldx * (size_t)(n_row - 1) + (size_t)n, l);
+    buffer y = buffer_floats(ldy * (size_t)(n_row - 1) + (size_t)n, l);
+    const float *xf = x.p, *yf = y.p;
+    c.train.dots(along.want.p, xf, ldx, yf, ldy, n_row, n);
+    k.train.dots(along.got.p, xf, ldx, yf, ldy, n_row, n);
+    trio_check("dots", &along);
+    c.train.sum_rows(down.want.p, xf, ldx, n_row, n);
+    k.train.sum_rows(down.got.p, xf, ldx, n_row, n);
+    trio_check("sum_rows", &down);
+    for (int r = 0; r < n_row && l == LOOK_UNIT; r++) {
+        double sum = 0;
+        for (size_t j = 0; j < (size_t)n; j++)
+            sum += (double)xf[(size_t)r * ldx + j] * (double)yf[(size_t)r * ldy + j];
+        near("dots", ((float *)along.got.p)[r], sum, 1e-5 * (1 + fabs(sum)));
+    }
+    for (int j = 0; j < n; j++) { /* ascending, from 0 */
+        float sum = 0;
+        for (int r = 0; r < n_row; r++) sum += xf[(size_t)r * ldx + (size_t)j];
+        assert_true(same(((float *)down.got.p)[j], sum));
+    }
+    trio_free(&along);
+    trio_free(&down);
+    buffer_free(&x);
+    buffer_free(&y);
 }
 
 static void try_scale(int i)
@@ -255,6 +312,8 @@ static void test_isa(void **state)
         try_norms(i);
         try_activations(i);
         try_attention(i);
+        try_softmax(i);
+        try_sums(i);
         try_gather(i);
         try_scale(i);
         try_dropout(i);
@@ -285,6 +344,12 @@ static void test_far(void **state)
     float s[3] = {-1e30f, 0, NAN}, e[3] = {1, 1, 1};
     k.train.attend_back(s, e, 3, 0, 1, 0);
     assert_true(s[0] == 0 && s[1] == 1 && isnan(s[2]));
+    float sum, z[3] = {-INFINITY, 2, NAN};
+    assert_true(k.train.softmax_sum(z, 2, &sum) == 2 && sum == 1);
+    k.train.softmax_sum(z, 3, &sum);
+    assert_true(isnan(sum)); /* wherever the NaN stands */
+    k.train.softmax_sum(&z[2], 1, &sum);
+    assert_true(isnan(sum));
 }
 
 int main(void)

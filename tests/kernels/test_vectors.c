@@ -149,61 +149,78 @@ static void test_rope(void **state)
 
 /* ---- attention ---- */
 
-/* Element i of a page. */
-static float page_at(const void *page, sh_dtype t, size_t i)
+/* Element i of a page: d of position j. */
+static float page_at(const void *page, sh_dtype t, size_t i, size_t dim, size_t j, size_t d)
 {
     uint16_t h;
     float f;
+    if (t == SH_Q8_0) {
+        memcpy(&h, (const char *)page + SH_PAGE * dim + 2 * (d / 32 * SH_PAGE + j), 2);
+        return (float)(half_value(h) * (double)((const int8_t *)page)[i]);
+    }
     if (t == SH_F32) return memcpy(&f, (const char *)page + 4 * i, 4), f;
     memcpy(&h, (const char *)page + 2 * i, 2);
     return t == SH_F16 ? (float)half_value(h) : sh_f32_from_bits((uint32_t)h << 16);
 }
 
-static float rounded(float v, sh_dtype t)
+/* What the cache makes of the n values of a head: in q8_0 by groups of 32, the last may be shorter.
+ */
+static void round_head(float *y, const float *x, sh_dtype t, size_t n)
 {
-    if (t == SH_F32) return v;
-    return t == SH_BF16 ? to_bf16(v)
-                        : (float)half_value(sh_f16_from_f32(v)); /* tests/base has f16 */
+    for (size_t d = 0; d < n; d++) {
+        float amax = 0;
+        y[d] = t == SH_F32 ? x[d] : t == SH_BF16 ? to_bf16(x[d]) : 0;
+        if (t == SH_F16) y[d] = (float)half_value(sh_f16_from_f32(x[d])); /* tests/base has f16 */
+        if (t != SH_Q8_0) continue;
+        for (size_t i = d / 32 * 32; i < n && i < d / 32 * 32 + 32; i++)
+            amax = fmaxf(amax, fabsf(x[i]));
+        if (amax < 1e-30f) continue;
+        double scale = half_value(sh_f16_from_f32(amax / 127.0f));
+        y[d] = (float)(scale * (nearbyint((double)(x[d] * (127.0f / amax))) + 0.0)); /* no -0 */
+    }
 }
 
 static void check_attention(sh_dtype t, int head_dim, int n_q, int n_pos, look l)
 {
     size_t n = (size_t)(SH_PAGE * head_dim), dim = (size_t)head_dim, ldq = dim + 3,
            lds = SH_PAGE + 5;
-    buffer kp = buffer_of(n * sh_dtype_bytes(t, 1)), vp = buffer_of(n * sh_dtype_bytes(t, 1));
+    buffer kp = buffer_of(sh_kv_page_bytes(t, head_dim)), vp = buffer_copy(&kp);
+    buffer kr = buffer_of(n * 4), vr = buffer_of(n * 4); /* as the cache rounds them */
     buffer kk = buffer_floats(n, l), vv = buffer_floats(n, l),
            q = buffer_floats((size_t)n_q * ldq, l);
     buffer s = buffer_of((size_t)n_q * lds * 4), o = buffer_floats((size_t)n_q * ldq, LOOK_UNIT);
     buffer before = buffer_copy(&o);
     const float *kf = kk.p, *vf = vv.p, *qf = q.p;
-    float *sf = s.p, *of = o.p;
+    float *sf = s.p, *of = o.p, *krf = kr.p, *vrf = vr.p;
     for (int j = 0; j < SH_PAGE; j++) /* in an order in which a neighbour could be overwritten */
         k.kv_put[t](kp.p, vp.p, kf + (size_t)(j * 37 % SH_PAGE) * dim,
                     vf + (size_t)(j * 37 % SH_PAGE) * dim, j * 37 % SH_PAGE, head_dim);
-    for (size_t j = 0; j < SH_PAGE; j++)
+    for (size_t j = 0; j < SH_PAGE; j++) {
+        round_head(krf + j * dim, kf + j * dim, t, dim);
+        round_head(vrf + j * dim, vf + j * dim, t, dim);
         for (size_t d = 0; d < dim; d++) {
-            assert_true(same(page_at(kp.p, t, (j / 16 * dim + d) * 16 + j % 16),
-                             rounded(kf[j * dim + d], t)));
-            assert_true(same(page_at(vp.p, t, j * dim + d), rounded(vf[j * dim + d], t)));
+            size_t k_at = (j / 16 * dim + d) * 16 + j % 16;
+            assert_true(same(page_at(kp.p, t, k_at, dim, j, d), krf[j * dim + d]));
+            assert_true(same(page_at(vp.p, t, j * dim + d, dim, j, d), vrf[j * dim + d]));
         }
-    k.attn_scores[t](s.p, lds, q.p, ldq, n_q, kp.p, n_pos, head_dim, 0.3f);
+    }
+    k.attn_scores[t](s.p, lds, q.p, ldq, n_q, kp.p, n_pos, head_dim, 0.3f, vp.p);
     for (size_t h = 0; h < (size_t)n_q; h++)
         for (size_t j = 0; j < (size_t)n_pos; j++) {
             float acc = 0;
-            for (size_t d = 0; d < dim; d++)
-                acc = fmaf(qf[h * ldq + d], rounded(kf[j * dim + d], t), acc);
+            for (size_t d = 0; d < dim; d++) acc = fmaf(qf[h * ldq + d], krf[j * dim + d], acc);
             assert_true(same(sf[h * lds + j], 0.3f * acc));
         }
-    k.attn_values[t](o.p, ldq, s.p, lds, n_q, vp.p, n_pos, head_dim);
+    k.attn_values[t](o.p, ldq, s.p, lds, n_q, vp.p, n_pos, head_dim, NULL);
     for (size_t h = 0; h < (size_t)n_q; h++)
         for (size_t d = 0; d < ldq; d++) {
             float acc = ((float *)before.p)[h * ldq + d];
             for (size_t j = 0; j < (size_t)n_pos && d < dim; j++)
-                acc = fmaf(sf[h * lds + j], rounded(vf[j * dim + d], t), acc);
+                acc = fmaf(sf[h * lds + j], vrf[j * dim + d], acc);
             assert_true(same(of[h * ldq + d], acc));
         }
-    buffer *all[] = {&kp, &vp, &kk, &vv, &q, &s, &o, &before};
-    for (int i = 0; i < 8; i++) {
+    buffer *all[] = {&kp, &vp, &kr, &vr, &kk, &vv, &q, &s, &o, &before};
+    for (int i = 0; i < 10; i++) {
         assert_true(buffer_guarded(all[i]));
         buffer_free(all[i]);
     }
@@ -211,12 +228,44 @@ static void check_attention(sh_dtype t, int head_dim, int n_q, int n_pos, look l
 
 static void test_attention(void **state)
 {
-    static const sh_dtype types[] = {SH_F32, SH_F16, SH_BF16};
+    static const sh_dtype types[] = {SH_F32, SH_F16, SH_BF16, SH_Q8_0};
     (void)state;
     random_state = 12;
-    for (int i = 0; i < 90; i++)
-        check_attention(types[i % 3], i < 30 ? i + 1 : PICK(32, 48, 64, 80), random_in(1, 5),
-                        i % 4 ? random_in(1, SH_PAGE) : SH_PAGE, i % 2 ? LOOK_UNIT : LOOK_WIDE);
+    for (int i = 0; i < 120; i++)
+        check_attention(types[i % 4], i < 40 ? i + 1 : PICK(32, 48, 64, 80), random_in(1, 5),
+                        i % 5 ? random_in(1, SH_PAGE) : SH_PAGE, i % 3 ? LOOK_UNIT : LOOK_WIDE);
+}
+
+/* The largest value of a group of q8_0 is kept to the precision of its scale, the others within
+ * half a step of it; a group that holds what is no number reads as no numbers. */
+static void test_q8_cache(void **state)
+{
+    (void)state;
+    random_state = 15;
+    for (int i = 0; i < 200; i++) {
+        int head_dim = i < 100 ? i + 1 : PICK(64, 80, 128), at = random_in(0, SH_PAGE - 1);
+        size_t dim = (size_t)head_dim;
+        buffer x = buffer_floats(dim, i % 3 == 2 ? LOOK_SPECIAL : i % 3 ? LOOK_WIDE : LOOK_UNIT);
+        buffer kp = buffer_of(sh_kv_page_bytes(SH_Q8_0, head_dim)), vp = buffer_copy(&kp);
+        const float *xf = x.p;
+        k.kv_put[SH_Q8_0](kp.p, vp.p, x.p, x.p, at, head_dim);
+        for (size_t d = 0; d < dim; d++) {
+            double amax = 0,
+                   got = (double)page_at(vp.p, SH_Q8_0, (size_t)at * dim + d, dim, (size_t)at, d);
+            bool number = true;
+            for (size_t e = d / 32 * 32; e < dim && e < d / 32 * 32 + 32; e++) {
+                amax = fmax(amax, fabs((double)xf[e]));
+                number &= isfinite(xf[e]);
+            }
+            if (!number)
+                assert_true(isnan(got));
+            else if (amax < 8e6 && amax > 0.01) /* what f16 can scale */
+                assert_true(fabs(got - (double)xf[d]) <= amax * (0.5 / 127 + 0x1p-11));
+        }
+        buffer_free(&x);
+        buffer_free(&kp);
+        buffer_free(&vp);
+    }
 }
 
 /* The bf16 sum of n products: runs of 32, even and odd by themselves, from zero. */
@@ -246,16 +295,16 @@ static void check_attend(sh_dtype t, int head_dim, int n_row, int low)
     int n_pos[8];
     assert_true(kf && vf);
     for (int p = 0; p < SH_SPAN / SH_PAGE; p++) {
-        kpage[p] = (kp[p] = buffer_of(SH_PAGE * dim * sh_dtype_bytes(t, 1))).p;
-        vpage[p] = (vp[p] = buffer_of(SH_PAGE * dim * sh_dtype_bytes(t, 1))).p;
+        kpage[p] = (kp[p] = buffer_of(sh_kv_page_bytes(t, head_dim))).p;
+        vpage[p] = (vp[p] = buffer_of(sh_kv_page_bytes(t, head_dim))).p;
     }
     for (size_t j = 0; j < SH_SPAN; j++) {
-        for (size_t d = 0; d < dim; d++) { /* as the cache rounds them */
-            kf[j * dim + d] = rounded(random_unit(), t);
-            vf[j * dim + d] = rounded(random_unit(), t);
-        }
-        k.kv_put[t](kp[j / SH_PAGE].p, vp[j / SH_PAGE].p, kf + j * dim, vf + j * dim,
-                    (int)j % SH_PAGE, head_dim);
+        float x[2][256];
+        random_fill(x[0], dim, LOOK_UNIT);
+        random_fill(x[1], dim, LOOK_UNIT);
+        k.kv_put[t](kp[j / SH_PAGE].p, vp[j / SH_PAGE].p, x[0], x[1], (int)j % SH_PAGE, head_dim);
+        round_head(kf + j * dim, x[0], t, dim);
+        round_head(vf + j * dim, x[1], t, dim);
     }
     for (int r = 0; r < n_row; r++) {
         qp[r] = (q[r] = buffer_floats(dim, LOOK_UNIT)).p;
@@ -294,12 +343,13 @@ static void check_attend(sh_dtype t, int head_dim, int n_row, int low)
 
 static void test_attend_bf16(void **state)
 {
+    static const sh_dtype types[] = {SH_F16, SH_BF16, SH_Q8_0};
     (void)state;
     random_state = 14;
     assert_null((void *)(uintptr_t)k.attend_bf16[SH_F32]);
-    for (int i = 0; i < 40; i++)
-        check_attend(i % 2 ? SH_F16 : SH_BF16, i < 20 ? 2 * i + 2 : PICK(32, 48, 64, 80, 128),
-                     random_in(1, 8), i % 4 ? random_in(1, SH_SPAN) : SH_SPAN);
+    for (int i = 0; i < 60; i++)
+        check_attend(types[i % 3], i < 30 ? 2 * i + 2 : PICK(32, 48, 64, 80, 128), random_in(1, 8),
+                     i % 4 ? random_in(1, SH_SPAN) : SH_SPAN);
 }
 
 /* Parts that are merged in order are the softmax of the whole. */
@@ -346,10 +396,11 @@ static void test_softmax(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rmsnorm),     cmocka_unit_test(test_layernorm),
-        cmocka_unit_test(test_gelu),        cmocka_unit_test(test_silu_add),
-        cmocka_unit_test(test_rope),        cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_attend_bf16), cmocka_unit_test(test_softmax),
+        cmocka_unit_test(test_rmsnorm),  cmocka_unit_test(test_layernorm),
+        cmocka_unit_test(test_gelu),     cmocka_unit_test(test_silu_add),
+        cmocka_unit_test(test_rope),     cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_q8_cache), cmocka_unit_test(test_attend_bf16),
+        cmocka_unit_test(test_softmax),
     };
     sh_cpu_enter();
     if (sh_kernels_init(&k, "c") != SH_OK) return 1;

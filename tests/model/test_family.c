@@ -165,6 +165,38 @@ static void test_gpt2(void **state)
     REFUSED(t, "position_embd.weight", "512");
 }
 
+static void test_gptj(void **state)
+{
+    static const char *const needed[] = {"gptj.rope.dimension_count", "output.weight"};
+    tiny t = good;
+    sh_config c;
+    (void)state;
+    t.family = &sh_family_gptj;
+    t.n_kv_head = 4;
+    t.set = "gptj.rope.dimension_count";
+    t.to = 6;
+    sh_model_file *m = tiny_open(&t);
+    OK(sh_config_read(&c, m));
+    assert_true(c.norm == SH_NORM_LAYER && c.act == SH_ACT_GELU && c.parallel && !c.learned_pos);
+    assert_true(c.n_rot == 6 && c.rope_base == 10000 && c.rope_linear == 1);
+    sh_model_file_close(m);
+    t.to = 18;
+    REFUSED(t, "rotation");
+    t.set = NULL;
+    for (int i = 0; i < 2; i++) { /* nothing serves instead */
+        t.without = needed[i];
+        REFUSED(t, needed[i]);
+    }
+    t.without = NULL;
+    t.sets = "gptj.rope.scaling.type";
+    t.tos = "yarn";
+    REFUSED(t, "yarn", "linear");
+    t.sets = NULL;
+    t.setf = "gptj.rope.freq_base";
+    t.tof = -1;
+    REFUSED(t, "base");
+}
+
 static void test_tensors(void **state)
 {
     (void)state;
@@ -268,7 +300,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good),         cmocka_unit_test(test_tied),
         cmocka_unit_test(test_every_family), cmocka_unit_test(test_gpt2),
-        cmocka_unit_test(test_tensors),      cmocka_unit_test(test_metadata),
+        cmocka_unit_test(test_gptj),         cmocka_unit_test(test_tensors),
+        cmocka_unit_test(test_metadata),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

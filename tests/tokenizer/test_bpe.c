@@ -146,7 +146,7 @@ static void pieces_tile_the_text(void **state)
         sh_pretoken_walk w = {0};
         sh_pretoken *p;
         assert_int_equal(sh_pretoken_open(&p, r->name), SH_OK);
-        for (int i = 0; i < 2000; i++) {
+        for (int i = 0; i < (SANITIZED ? 500 : 2000); i++) {
             size_t n = draw(text, rand() % 60), n_piece, at = 0;
             for (size_t k = 0; i % 4 == 0 && k < n; k++) text[k] = (char)rand();
             assert_int_equal(sh_pretoken_begin(&w, p, text, n), SH_OK);
@@ -283,7 +283,7 @@ static void same_as_the_slow_tokenizer(void **state)
     small_vocab v;
     (void)state;
     srand(2);
-    for (int round = 0; round < 40; round++) {
+    for (int round = 0; round < (SANITIZED ? 8 : 40); round++) {
         draw_vocab(&v, round % 2 ? "llama-bpe" : "gpt-2", false);
         sh_tokenizer *t = open_small(&v);
         for (int i = 0; i < 40; i++) {
@@ -307,7 +307,7 @@ static void pieces_are_the_text(void **state)
     small_vocab v;
     (void)state;
     srand(3);
-    for (int round = 0; round < 40; round++) {
+    for (int round = 0; round < (SANITIZED ? 8 : 40); round++) {
         draw_vocab(&v, round % 2 ? "llama-bpe" : NULL, round % 4 < 2);
         sh_tokenizer *t = open_small(&v);
         for (int i = 0; i < 60; i++) {
@@ -445,7 +445,7 @@ static void characters(void **state)
 
 static void a_megabyte(void **state)
 {
-    enum { N = 1 << 20 };
+    enum { N = SANITIZED ? 1 << 18 : 1 << 20 };
     static const char *const unit[] = {"c",   "q",    "dddddddd", " ",  "\n",
                                        " \n", "\xff", "\u4e2d",   "a b"};
     char *text = malloc(N);

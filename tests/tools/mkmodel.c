@@ -1,5 +1,5 @@
-/* Makes a model file of family llama or gpt2 with random weights and a small SentencePiece-kind
- * vocabulary, for tests. The same arguments give the same bytes everywhere. */
+/* Makes a model file of family llama, gpt2 or gptj with random weights and a small
+ * SentencePiece-kind vocabulary, for tests. The same arguments give the same bytes everywhere. */
 #define _GNU_SOURCE
 #include <getopt.h>
 #include <math.h>
@@ -15,7 +15,7 @@ enum { TOKEN_NORMAL = 1, TOKEN_UNKNOWN = 2, TOKEN_CONTROL = 3, TOKEN_BYTE = 6 };
 
 typedef struct options {
     const char *family;
-    int n_layer, n_embd, n_head, n_kv_head, head_dim, n_ff, n_vocab, n_ctx;
+    int n_layer, n_embd, n_head, n_kv_head, head_dim, n_rot, n_ff, n_vocab, n_ctx;
     sh_dtype dtype;
     float rope_base, rope_linear;
     bool llama3, tied;
@@ -163,16 +163,45 @@ static sh_err gpt2_tensors(maker *k)
     return o->tied ? SH_OK : matrix(k, "output.weight", o->n_vocab, o->n_embd, head, N_FIXED);
 }
 
-static bool is_gpt2(const options *o)
+static sh_err gptj_tensors(maker *k)
 {
-    return strcmp(o->family, "gpt2") == 0;
+    const options *o = &k->o;
+    int q = o->n_head * o->head_dim, kv = o->n_kv_head * o->head_dim;
+    float in = 1.0f / sqrtf((float)o->n_embd), head = 2.5f * in;
+    SH_TRY(matrix(k, "token_embd.weight", o->n_vocab, o->n_embd, 1.0f, 0));
+    for (int i = 0; i < o->n_layer; i++) {
+        char name[64];
+#define NAME(what) (snprintf(name, sizeof name, "blk.%d." what, i), name)
+        SH_TRY(norm(k, NAME("attn_norm.weight"), o->n_embd));
+        SH_TRY(bias(k, NAME("attn_norm.bias"), o->n_embd));
+        SH_TRY(matrix(k, NAME("attn_q.weight"), q, o->n_embd, 1.2f * in, 0));
+        SH_TRY(matrix(k, NAME("attn_k.weight"), kv, o->n_embd, 1.2f * in, 0));
+        SH_TRY(matrix(k, NAME("attn_v.weight"), kv, o->n_embd, in, 0));
+        SH_TRY(matrix(k, NAME("attn_output.weight"), o->n_embd, q, 1.0f / sqrtf((float)q), 0));
+        SH_TRY(matrix(k, NAME("ffn_up.weight"), o->n_ff, o->n_embd, in, 0));
+        SH_TRY(bias(k, NAME("ffn_up.bias"), o->n_ff));
+        SH_TRY(matrix(k, NAME("ffn_down.weight"), o->n_embd, o->n_ff, 1.5f / sqrtf((float)o->n_ff),
+                      0));
+        SH_TRY(bias(k, NAME("ffn_down.bias"), o->n_embd));
+#undef NAME
+    }
+    SH_TRY(norm(k, "output_norm.weight", o->n_embd));
+    SH_TRY(bias(k, "output_norm.bias", o->n_embd));
+    SH_TRY(matrix(k, "output.weight", o->n_vocab, o->n_embd, head, N_FIXED));
+    return bias(k, "output.bias", o->n_vocab);
+}
+
+static bool is(const options *o, const char *family)
+{
+    return strcmp(o->family, family) == 0;
 }
 
 /* Standard deviations are such that activations stay near 1 and logits near 2.5; control and byte
  * tokens are quiet in the head, so that mostly words come out. */
 static sh_err tensors(maker *k)
 {
-    return is_gpt2(&k->o) ? gpt2_tensors(k) : llama_tensors(k);
+    if (is(&k->o, "gptj")) return gptj_tensors(k);
+    return is(&k->o, "gpt2") ? gpt2_tensors(k) : llama_tensors(k);
 }
 
 typedef char piece[PIECE_BYTES];
@@ -292,18 +321,20 @@ static void metadata(maker *k)
     put_u32(k, "block_count", o->n_layer);
     put_u32(k, "feed_forward_length", o->n_ff);
     put_u32(k, "attention.head_count", o->n_head);
-    if (!is_gpt2(o) || o->n_kv_head != o->n_head)
+    if (is(o, "llama") || o->n_kv_head != o->n_head)
         put_u32(k, "attention.head_count_kv", o->n_kv_head);
     if (o->head_dim * o->n_head != o->n_embd) {
         put_u32(k, "attention.key_length", o->head_dim);
         put_u32(k, "attention.value_length", o->head_dim);
     }
-    if (is_gpt2(o)) {
-        sh_gguf_put_f32(k->w, "gpt2.attention.layer_norm_epsilon", 1e-5f);
+    if (!is(o, "llama")) {
+        snprintf(name, sizeof name, "%s.attention.layer_norm_epsilon", o->family);
+        sh_gguf_put_f32(k->w, name, 1e-5f);
+        if (is(o, "gptj")) put_u32(k, "rope.dimension_count", o->n_rot);
         return;
     }
     sh_gguf_put_f32(k->w, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
-    put_u32(k, "rope.dimension_count", o->head_dim);
+    put_u32(k, "rope.dimension_count", o->n_rot);
     sh_gguf_put_f32(k->w, "llama.rope.freq_base", o->rope_base);
     if (o->rope_linear > 0) {
         sh_gguf_put_str(k->w, "llama.rope.scaling.type", "linear", 6);
@@ -320,6 +351,7 @@ static sh_err make(const char *path, const options *o)
     if (o->n_embd > widest) widest = o->n_embd;
     int qkv = (o->n_head + 2 * o->n_kv_head) * o->head_dim;
     if (qkv > widest) widest = qkv;
+    if (o->n_vocab > widest) widest = o->n_vocab; /* a head's bias */
     SH_GOTO(sh_alloc(&k.row, (size_t)widest, sizeof *k.row, "a row"));
     SH_GOTO(sh_alloc(&k.packed, (size_t)widest, sizeof *k.row, "a row"));
     SH_GOTO(sh_gguf_create(&k.w, path));
@@ -337,17 +369,21 @@ out:
 
 static sh_err check(options *o)
 {
-    if (!is_gpt2(o) && strcmp(o->family, "llama") != 0)
-        return sh_fail(SH_EARG, "--family must be llama or gpt2");
-    if (!o->n_kv_head) o->n_kv_head = is_gpt2(o) ? o->n_head : 2;
+    if (!is(o, "llama") && !is(o, "gpt2") && !is(o, "gptj"))
+        return sh_fail(SH_EARG, "--family must be llama, gpt2 or gptj");
+    if (is(o, "gptj") && o->tied) return sh_fail(SH_EARG, "a head of family gptj is not tied");
+    if (!o->n_kv_head) o->n_kv_head = is(o, "llama") ? 2 : o->n_head;
     if (!o->head_dim) o->head_dim = o->n_head > 0 ? o->n_embd / o->n_head : 0;
+    if (!o->n_rot) o->n_rot = o->head_dim;
     const int all[] = {o->n_layer,  o->n_embd, o->n_head, o->n_kv_head,
-                       o->head_dim, o->n_ff,   o->n_ctx};
+                       o->head_dim, o->n_rot,  o->n_ff,   o->n_ctx};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i] < 1 || all[i] > 1 << 20) return sh_fail(SH_EARG, "a size is out of range");
     if (o->n_head % o->n_kv_head)
         return sh_fail(SH_EARG, "--heads must be a multiple of --kv-heads");
     if (o->head_dim % 2) return sh_fail(SH_EARG, "--head-dim must be even");
+    if (o->n_rot % 2 || o->n_rot > o->head_dim)
+        return sh_fail(SH_EARG, "--rot must be even and at most --head-dim");
     if (o->n_vocab <= N_FIXED || o->n_vocab > 1 << 20)
         return sh_fail(SH_EARG, "--vocab must be from %d to %d", N_FIXED + 1, 1 << 20);
     if (!(o->rope_base > 1)) return sh_fail(SH_EARG, "--rope-base must be above 1");
@@ -356,16 +392,25 @@ static sh_err check(options *o)
 
 int main(int argc, char **argv)
 {
-    options o = {"llama", 2, 64, 4, 0, 0, 160, 512, 256, SH_F32, 10000.0f, 0, false, false, 1};
+    options o = {"llama", 2, 64, 4, 0, 0, 0, 160, 512, 256, SH_F32, 10000.0f, 0, false, false, 1};
     static const struct option flags[] = {
-        {"layers", 1, 0, 'l'},      {"embd", 1, 0, 'e'},
-        {"heads", 1, 0, 'h'},       {"kv-heads", 1, 0, 'k'},
-        {"head-dim", 1, 0, 'd'},    {"ff", 1, 0, 'f'},
-        {"vocab", 1, 0, 'v'},       {"ctx", 1, 0, 'c'},
-        {"type", 1, 0, 't'},        {"rope-base", 1, 0, 'b'},
-        {"rope-linear", 1, 0, 'r'}, {"rope-llama3", 0, 0, '3'},
-        {"tied", 0, 0, 'T'},        {"seed", 1, 0, 's'},
-        {"family", 1, 0, 'F'},      {0},
+        {"layers", 1, 0, 'l'},
+        {"embd", 1, 0, 'e'},
+        {"heads", 1, 0, 'h'},
+        {"kv-heads", 1, 0, 'k'},
+        {"head-dim", 1, 0, 'd'},
+        {"ff", 1, 0, 'f'},
+        {"vocab", 1, 0, 'v'},
+        {"ctx", 1, 0, 'c'},
+        {"type", 1, 0, 't'},
+        {"rope-base", 1, 0, 'b'},
+        {"rope-linear", 1, 0, 'r'},
+        {"rope-llama3", 0, 0, '3'},
+        {"tied", 0, 0, 'T'},
+        {"seed", 1, 0, 's'},
+        {"family", 1, 0, 'F'},
+        {"rot", 1, 0, 'R'},
+        {0},
     };
     int type = SH_F32;
     for (int c; (c = getopt_long(argc, argv, "", flags, NULL)) != -1;) switch (c) {
@@ -386,6 +431,9 @@ int main(int argc, char **argv)
             break;
         case 'd':
             o.head_dim = atoi(optarg);
+            break;
+        case 'R':
+            o.n_rot = atoi(optarg);
             break;
         case 'f':
             o.n_ff = atoi(optarg);

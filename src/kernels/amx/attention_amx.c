@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/amx/amx.h"
+#include "kernels/kv_q8.h"
 
 enum {
     MAX_DIM = 256, /* of a head; larger ones are left to the vector unit */
@@ -15,16 +16,25 @@ static const tile_config config = {.palette = 1,
                                    .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
                                    .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
-typedef __m512 load_fn(const uint16_t *p, __mmask16 m);
-
-INLINE __m512 load_f16(const uint16_t *p, __mmask16 m)
+/* Elements of a page of type t; of q8_0 their integers. */
+INLINE __m512 load(const sh_dtype t, const void *page, size_t i, __mmask16 m)
 {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p));
+    if (t == SH_F16)
+        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, (const uint16_t *)page + i));
+    if (t == SH_Q8_0)
+        return _mm512_cvtepi32_ps(
+            _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(m, (const int8_t *)page + i)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, (const uint16_t *)page + i)), 16));
 }
-INLINE __m512 load_bf16(const uint16_t *p, __mmask16 m)
+
+/* 16 d's from c * 16 on of V at position `at`. */
+INLINE __m512 load_v(const sh_dtype t, const void *page, int head_dim, int at, int c, __mmask16 m)
 {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
+    __m512 v = load(t, page, (size_t)(at * head_dim + c * 16), m);
+    if (t != SH_Q8_0) return v;
+    float scale = _cvtsh_ss(sh_kv_scales(page, head_dim)[c / 2 * SH_PAGE + at]);
+    return _mm512_mul_ps(v, _mm512_set1_ps(scale));
 }
 
 typedef struct span {
@@ -40,34 +50,40 @@ typedef struct span {
 
 /* K and V of the positions below n_pos as tiles; positions above it, and d's above head_dim, are 0.
  */
-INLINE void make_tiles(load_fn *load, span *b, const void *const *kpage, const void *const *vpage,
-                       int n_pos, int head_dim)
+INLINE void make_tiles(const sh_dtype t, span *b, const void *const *kpage,
+                       const void *const *vpage, int n_pos, int head_dim)
 {
     const __m512 zero = _mm512_setzero_ps();
     size_t dim = (size_t)head_dim;
     for (int panel = 0; panel * 16 < n_pos; panel++) {
-        const uint16_t *k = (const uint16_t *)kpage[panel / 4] + (size_t)(panel % 4) * dim * 16;
+        const void *page = kpage[panel / 4];
+        const uint16_t *scales = sh_kv_scales(page, head_dim) + panel % 4 * 16;
+        size_t k = (size_t)(panel % 4) * dim * 16;
         int n = n_pos - panel * 16;
         __mmask16 m = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
-        for (int run = 0; run * SH_RUN < head_dim; run++)
+        for (int run = 0; run * SH_RUN < head_dim; run++) {
+            __m512 scale = zero;
+            if (t == SH_Q8_0)
+                scale = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, scales + run * SH_PAGE));
             for (int i = 0; i < 16; i++) {
                 int d = run * SH_RUN + 2 * i;
-                __m512 even = d < head_dim ? load(k + (size_t)d * 16, m) : zero;
-                __m512 odd = d + 1 < head_dim ? load(k + (size_t)(d + 1) * 16, m) : zero;
+                __m512 even = d < head_dim ? load(t, page, k + (size_t)d * 16, m) : zero;
+                __m512 odd = d + 1 < head_dim ? load(t, page, k + (size_t)(d + 1) * 16, m) : zero;
+                if (t == SH_Q8_0)
+                    even = _mm512_mul_ps(even, scale), odd = _mm512_mul_ps(odd, scale);
                 pair_row(b->k[run][panel] + i * 32, even, odd);
             }
+        }
     }
     for (int run = 0; run * SH_RUN < n_pos; run++)
         for (int i = 0; i < 16; i++) {
-            int j = run * SH_RUN + 2 * i;
-            const uint16_t *v = (const uint16_t *)
-                vpage[j / SH_PAGE < (n_pos + SH_PAGE - 1) / SH_PAGE ? j / SH_PAGE : 0];
-            v += (size_t)(j % SH_PAGE) * dim;
+            int j = run * SH_RUN + 2 * i, at = j % SH_PAGE;
+            const void *page = vpage[j < n_pos ? j / SH_PAGE : 0];
             for (int c = 0; c * 16 < head_dim; c++) {
                 int n = head_dim - c * 16;
                 __mmask16 m = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
-                __m512 even = j < n_pos ? load(v + c * 16, m) : zero;
-                __m512 odd = j + 1 < n_pos ? load(v + dim + (size_t)c * 16, m) : zero;
+                __m512 even = j < n_pos ? load_v(t, page, head_dim, at, c, m) : zero;
+                __m512 odd = j + 1 < n_pos ? load_v(t, page, head_dim, at + 1, c, m) : zero;
                 pair_row(b->v[c][run] + i * 32, even, odd);
             }
         }
@@ -141,19 +157,17 @@ INLINE void queries(span *b, float (*softmax)(float *, int, float *), float *o, 
 }
 
 static float (*softmax_row)(float *, int, float *);
-static void (*wide_f16)(float *, float *, float *, const float *const *, int, const int *,
-                        const void *const *, const void *const *, int, float);
-static void (*wide_bf16)(float *, float *, float *, const float *const *, int, const int *,
-                         const void *const *, const void *const *, int, float);
+static void (*wide[SH_N_DTYPE])(float *, float *, float *, const float *const *, int, const int *,
+                                const void *const *, const void *const *, int, float);
 
-INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *const *q, int n_row,
+INLINE void attend(const sh_dtype t, float *o, float *m, float *l, const float *const *q, int n_row,
                    const int *n_pos, const void *const *kpage, const void *const *vpage,
                    int head_dim, float scale)
 {
     span b;
     int most = 0;
     for (int r = 0; r < n_row; r++) most = n_pos[r] > most ? n_pos[r] : most;
-    make_tiles(load, &b, kpage, vpage, most, head_dim);
+    make_tiles(t, &b, kpage, vpage, most, head_dim);
     _tile_loadconfig(&config);
     for (int r = 0; r < n_row; r += 16)
         queries(&b, softmax_row, o + (size_t)r * (size_t)head_dim, m + r, l + r, q + r,
@@ -161,30 +175,25 @@ INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *con
     _tile_release();
 }
 
-static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row,
-                       const int *n_pos, const void *const *kpage, const void *const *vpage,
-                       int head_dim, float scale)
-{
-    if (head_dim > MAX_DIM)
-        wide_f16(o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
-    else
-        attend(load_f16, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
-}
-static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row,
-                        const int *n_pos, const void *const *kpage, const void *const *vpage,
-                        int head_dim, float scale)
-{
-    if (head_dim > MAX_DIM)
-        wide_bf16(o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
-    else
-        attend(load_bf16, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
-}
+#define ATTEND(type, dtype)                                                                        \
+    static void attend_##type(float *o, float *m, float *l, const float *const *q, int n_row,      \
+                              const int *n_pos, const void *const *kpage,                          \
+                              const void *const *vpage, int head_dim, float scale)                 \
+    {                                                                                              \
+        if (head_dim > MAX_DIM)                                                                    \
+            wide[dtype](o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);                  \
+        else                                                                                       \
+            attend(dtype, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);                \
+    }
+ATTEND(f16, SH_F16)
+ATTEND(bf16, SH_BF16)
+ATTEND(q8_0, SH_Q8_0)
 
 void sh_attention_amx(sh_kernels *k)
 {
     softmax_row = k->softmax_part;
-    wide_f16 = k->attend_bf16[SH_F16];
-    wide_bf16 = k->attend_bf16[SH_BF16];
+    for (int t = 0; t < SH_N_DTYPE; t++) wide[t] = k->attend_bf16[t];
     k->attend_bf16[SH_F16] = attend_f16;
     k->attend_bf16[SH_BF16] = attend_bf16;
+    k->attend_bf16[SH_Q8_0] = attend_q8_0;
 }

@@ -1,180 +1,283 @@
 /* Products of int8 blocks on the matrix unit, for batches of sequences: a tile operation sums one
  * block of 32 k's exactly, for 16 tokens by 16 outputs; the vector unit scales the blocks and adds
- * them in order. */
+ * them in order. What made it fast, and what did not, is in bench/README.md.
+ *
+ * While tile operations are on their way, fused and plain multiplications and conversions have one
+ * port of the processor, additions two. So the integers arrive as floats: the tile begins with the
+ * bits of 1.5 * 2^23, to which an integer below 2^22 adds itself, and a subtraction takes that off
+ * again; both are exact. Work comes in groups of four blocks of one panel and tile of tokens, and
+ * goes through three steps: its weights are made signed bytes; its dots are made; they are scaled.
+ * One group's third step is woven into the next one's second and the first of the one after. */
+#include <string.h>
+
 #include "kernels/amx/amx.h"
 
 enum {
-    FEW = 12,         /* tokens below which the vector unit is as fast */
+    FEW = 6,          /* tokens below which the vector unit is as fast */
     MAX_BLOCKS = 512, /* of one product; longer ones are left to the vector unit */
+    GROUP = 4,        /* blocks */
+    AHEAD = 4096,     /* bytes that are asked for before they are needed */
 };
 
-/* Tiles 0 and 1: dots of 16 tokens by 16 outputs, of two blocks; 4, 5: tokens, 32 bytes of each;
- * 6, 7: 8 rows of a panel, four k's each. */
-static const tile_config config = {.palette = 1,
-                                   .bytes = {64, 64, 64, 64, 32, 32, 64, 64},
-                                   .rows = {16, 16, 16, 16, 16, 16, 8, 8}};
+/* Tiles 0 to 3: dots; 4, 5: tokens, 32 bytes of each; 6, 7: 8 rows of a panel, four k's each. */
+#define BYTES 64, 64, 64, 64, 32, 32, 64, 64
+#define ROWS(n)                                                                                    \
+    {                                                                                              \
+        1, 0, {0}, {BYTES},                                                                        \
+        {                                                                                          \
+            n, n, n, n, n, n, 8, 8                                                                 \
+        }                                                                                          \
+    }
+static const tile_config config[SH_LANES] = {
+    ROWS(1), ROWS(2),  ROWS(3),  ROWS(4),  ROWS(5),  ROWS(6),  ROWS(7),  ROWS(8),
+    ROWS(9), ROWS(10), ROWS(11), ROWS(12), ROWS(13), ROWS(14), ROWS(15), ROWS(16)};
 
-typedef int dots[SH_LANES][SH_LANES];
+typedef float dots[SH_LANES][SH_LANES];
+typedef uint8_t weights[8][64]; /* of one block: 8 rows of a tile */
 
-/* What 16 tokens have beside their bytes, block by block. */
-typedef struct tokens16 {
-    const char *x; /* the first token */
-    size_t ldx;
-    float scale[MAX_BLOCKS][SH_LANES];
-    int zero[MAX_BLOCKS][SH_LANES]; /* what the weights' zero point adds to the dot */
-} tokens16;
+typedef struct group {
+    int n;                      /* blocks */
+    bool first, last, out;      /* of its slice; of the panel's last slice */
+    bool fresh;                 /* its weights are not unpacked for an earlier tile of tokens */
+    int slice;                  /* counted from the first one asked for */
+    const uint8_t *w, *scale_w; /* as packed */
+    const char *x;
+    float (*scale_x)[SH_LANES];
+    tile_sums *level;
+    float *y;
+    __mmask16 rows;
+} group;
 
-static void gather_tokens(tokens16 *t, const sh_mat *w, const char *x, size_t ldx, int shift)
+typedef struct work {
+    _Alignas(64) dots dot[2][GROUP];
+    weights w[GROUP];
+    tile_sums level[2][5]; /* for each tile of tokens */
+    float scale_x[2][MAX_BLOCKS][SH_LANES];
+    size_t ldx, ldy, panel_bytes;
+    int n_row; /* tokens of a tile */
+} work;
+
+/* Block b of a panel as signed bytes. */
+typedef void unpack_fn(weights *out, const uint8_t *w, int b);
+
+INLINE void unpack_q8_0(weights *out, const uint8_t *w, int b)
 {
-    size_t kp = (size_t)w->kd.kp[w->kd.n_slice], n_block = kp / SH_RUN;
-    t->x = x;
-    t->ldx = ldx;
-    for (int i = 0; i < SH_LANES; i++) {
-        const float *scale = (const float *)(x + (size_t)i * ldx + kp);
-        const int *sum = (const int *)(scale + n_block);
-        for (size_t b = 0; b < n_block; b++) {
-            t->scale[b][i] = scale[b];
-            t->zero[b][i] = sum[b] * (1 << shift);
-        }
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const uint8_t *p = w + b * 512 + i * 64;
+        _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0);
+        _mm512_store_si512((*out)[i], _mm512_xor_si512(_mm512_load_si512(p), flip));
     }
 }
 
-/* Where block b's bytes of a panel are: q8_0 as packed; q4_0 spread out into `room`. */
-typedef const uint8_t *bytes_fn(uint8_t *room, const uint8_t *panel, int b);
-
-INLINE const uint8_t *bytes_q8_0(uint8_t *room, const uint8_t *panel, int b)
+INLINE void unpack_q4_0(weights *out, const uint8_t *w, int b)
 {
-    (void)room;
-    return panel + (size_t)b * 512;
-}
-
-INLINE const uint8_t *bytes_q4_0(uint8_t *room, const uint8_t *panel, int b)
-{
-    const __m512i nibble = _mm512_set1_epi8(15);
-    for (int g = 0; g < 4; g++) {
-        __m512i v = _mm512_load_si512(panel + (size_t)b * 256 + g * 64);
-        _mm512_store_si512(room + g * 64, _mm512_and_si512(v, nibble));
-        _mm512_store_si512(room + 256 + g * 64, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble));
+    const __m512i nibble = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *p = w + b * 256 + i * 64;
+        __m512i v = _mm512_load_si512(p), high = _mm512_srli_epi16(v, 4);
+        _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0);
+        _mm512_store_si512((*out)[i], _mm512_sub_epi8(_mm512_and_si512(v, nibble), eight));
+        _mm512_store_si512((*out)[i + 4], _mm512_sub_epi8(_mm512_and_si512(high, nibble), eight));
     }
-    return room;
 }
 
-/* acc[t] += (float)(dot - zero) * (scale_w * scale_x), for block b of each token */
-INLINE void add_block(__m512 *acc, dots *d, const uint8_t *scale, const tokens16 *x, int b)
+/* 1.5 * 2^23, and the bits of it. */
+#define MAGIC 12582912.0f
+#define BITS  0x4b400000
+_Alignas(64) static const int magic[SH_LANES] = {BITS, BITS, BITS, BITS, BITS, BITS, BITS, BITS,
+                                                 BITS, BITS, BITS, BITS, BITS, BITS, BITS, BITS};
+
+/* acc[t] += (float)dot * (scale_w * scale_x), for tokens [lo, hi) of one block */
+INLINE void add_rows(__m512 *acc, const int lo, const int hi, dots *d, __m512 scale_w,
+                     const float *scale_x)
 {
-    __m512 dw = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scale + (size_t)b * 32)));
+    const __m512 m = _mm512_set1_ps(MAGIC);
 #pragma GCC unroll 16
-    for (int t = 0; t < SH_LANES; t++) {
-        __m512i v = _mm512_sub_epi32(_mm512_load_si512((*d)[t]), _mm512_set1_epi32(x->zero[b][t]));
-        __m512 s = _mm512_mul_ps(dw, _mm512_set1_ps(x->scale[b][t]));
-        acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), s, acc[t]);
+    for (int t = lo; t < hi; t++) {
+        __m512 dot = _mm512_sub_ps(_mm512_load_ps((*d)[t]), m);
+        acc[t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale_w, _mm512_set1_ps(scale_x[t])), acc[t]);
     }
 }
 
-/* The dots of block b of a panel, and of the next one if `two`. */
-INLINE void tile_dots(const bool two, bytes_fn *bytes, dots *d, uint8_t room[2][512],
-                      const uint8_t *panel, int b, const tokens16 *x)
+INLINE __m512 scales(const uint8_t *scale_w, int b)
 {
-    const char *xb = x->x + (size_t)b * SH_RUN;
-    int ldx = (int)x->ldx;
-    _tile_zero(0);
-    _tile_loadd(4, xb, ldx);
-    _tile_loadd(6, bytes(room[0], panel, b), 64);
-    _tile_dpbsud(0, 4, 6);
-    if (two) {
-        _tile_zero(1);
-        _tile_loadd(5, xb + SH_RUN, ldx);
-        _tile_loadd(7, bytes(room[1], panel, b + 1), 64);
-        _tile_dpbsud(1, 5, 7);
-    }
-    _tile_stored(0, d[0], 64);
-    if (two) _tile_stored(1, d[1], 64);
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scale_w + b * 32)));
 }
 
-/* One panel by 16 tokens; blocks [lo, hi) of one slice. The dots of two blocks are made and stored
- * before the two earlier ones are read: a vector load that follows a tile store of the same bytes
- * waits until the store has left the processor. */
-INLINE void slice(bytes_fn *bytes, tile_sums *out, const uint8_t *panel, const uint8_t *scale,
-                  int lo, int hi, const tokens16 *x)
+/* The scales lie apart from the weights: those of the next panel are asked for. */
+INLINE void ask_scales(const group *u, size_t panel_bytes, int b)
 {
-    _Alignas(64) uint8_t room[2][512];
-    _Alignas(64) dots d[2][2];
+    _mm_prefetch((const char *)u->scale_w + panel_bytes + b * 32, _MM_HINT_T0);
+}
+
+/* Block B: of g it is scaled, of h its dots are made in tile B, of u it is unpacked. `store` an
+ * earlier tile, as the processor waits where one is stored right after it was made. */
+#define BLOCK(B, tokens, panel, store)                                                             \
+    do {                                                                                           \
+        __m512 sw = scales(g->scale_w, B);                                                         \
+        const float *sx = g->scale_x[B];                                                           \
+        add_rows(acc, 0, 1, &now[B], sw, sx);                                                      \
+        _tile_loadd(B, magic, 0);                                                                  \
+        add_rows(acc, 1, 4, &now[B], sw, sx);                                                      \
+        store;                                                                                     \
+        add_rows(acc, 4, 8, &now[B], sw, sx);                                                      \
+        _tile_loadd(tokens, h->x + B * SH_RUN, k->ldx);                                            \
+        add_rows(acc, 8, 11, &now[B], sw, sx);                                                     \
+        _tile_loadd(panel, k->w[B], 64);                                                           \
+        if (u->fresh) unpack(&k->w[B], u->w, B);                                                   \
+        if (u->fresh && B % 2) ask_scales(u, k->panel_bytes, B);                                   \
+        add_rows(acc, 11, 14, &now[B], sw, sx);                                                    \
+        _tile_dpbssd(B, tokens, panel);                                                            \
+        add_rows(acc, 14, 16, &now[B], sw, sx);                                                    \
+    } while (0)
+
+#define DOTS(B, tokens, panel)                                                                     \
+    do {                                                                                           \
+        _tile_loadd(B, magic, 0);                                                                  \
+        _tile_loadd(tokens, h->x + B * SH_RUN, k->ldx);                                            \
+        _tile_loadd(panel, k->w[B], 64);                                                           \
+        _tile_dpbssd(B, tokens, panel);                                                            \
+    } while (0)
+
+/* The same for groups that are not whole, one thing after the other. */
+INLINE void some_blocks(unpack_fn *unpack, __m512 *acc, work *k, const group *g, const group *h,
+                        const group *u, dots *now, dots *next)
+{
+    if (g->n == GROUP) {
+        _tile_stored(2, now[2], 64);
+        _tile_stored(3, now[3], 64);
+    }
+    if (h->n > 0) {
+        DOTS(0, 4, 6);
+        _tile_stored(0, next[0], 64);
+    }
+    if (h->n > 1) {
+        DOTS(1, 5, 7);
+        _tile_stored(1, next[1], 64);
+    }
+    if (h->n > 2) DOTS(2, 4, 6);
+    if (h->n == 3) _tile_stored(2, next[2], 64);
+    if (h->n > 3) DOTS(3, 5, 7);
+    for (int b = 0; u->fresh && b < u->n; b++) unpack(&k->w[b], u->w, b);
+    for (int b = 0; b < g->n; b++)
+        add_rows(acc, 0, 16, &now[b], scales(g->scale_w, b), g->scale_x[b]);
+}
+
+/* g is scaled, the dots of h are made, u is unpacked. Of a whole group the last two tiles are
+ * stored by the step after. */
+INLINE void step(unpack_fn *unpack, work *k, const group *g, const group *h, const group *u,
+                 int parity)
+{
+    dots *now = k->dot[parity], *next = k->dot[parity ^ 1];
+    int depth = __builtin_popcount((unsigned)g->slice); /* see tile_tree */
+    float(*sums)[SH_LANES] = g->level[depth];
     __m512 acc[SH_LANES];
 #pragma GCC unroll 16
-    for (int t = 0; t < SH_LANES; t++) acc[t] = _mm512_setzero_ps();
-    int b = lo, flip = 0;
-    if (b + 2 <= hi) tile_dots(true, bytes, d[0], room, panel, b, x);
-    for (; b + 2 <= hi; b += 2, flip ^= 1) {
-        if (b + 4 <= hi) tile_dots(true, bytes, d[flip ^ 1], room, panel, b + 2, x);
-        add_block(acc, &d[flip][0], scale, x, b);
-        add_block(acc, &d[flip][1], scale, x, b + 1);
-    }
-    if (b < hi) {
-        tile_dots(false, bytes, d[0], room, panel, b, x);
-        add_block(acc, &d[0][0], scale, x, b);
+    for (int t = 0; t < SH_LANES; t++)
+        acc[t] = g->first ? _mm512_setzero_ps() : _mm512_load_ps(sums[t]);
+    if (g->n == GROUP && h->n == GROUP && u->n == GROUP) {
+        BLOCK(0, 4, 6, _tile_stored(2, now[2], 64));
+        BLOCK(1, 5, 7, _tile_stored(3, now[3], 64));
+        BLOCK(2, 4, 6, _tile_stored(0, next[0], 64));
+        BLOCK(3, 5, 7, _tile_stored(1, next[1], 64));
+    } else {
+        some_blocks(unpack, acc, k, g, h, u, now, next);
     }
 #pragma GCC unroll 16
-    for (int t = 0; t < SH_LANES; t++) _mm512_store_ps((*out)[t], acc[t]);
+    for (int t = 0; t < SH_LANES; t++) _mm512_store_ps(sums[t], acc[t]);
+    if (g->last) tile_tree(g->level, &depth, g->slice);
+    if (g->out) tile_out(g->y, k->ldy, &g->level[0], k->n_row, g->rows);
 }
 
-/* 16 tokens by panels [panel_lo, panel_hi). */
-INLINE void panels(bytes_fn *bytes, const int block_bytes, float *y, size_t ldy, const sh_mat *w,
-                   int panel_lo, int panel_hi, int slice_lo, int slice_hi, const tokens16 *x)
+/* The scales of a tile's tokens, block by block. */
+static void gather_scales(float (*out)[SH_LANES], const sh_mat *w, const char *x, size_t ldx,
+                          int n_tok, int lo, int hi)
 {
-    _Alignas(64) tile_sums level[5];
+    for (int t = 0; t < n_tok; t++) {
+        const float *scale = (const float *)(x + (size_t)t * ldx + w->kd.kp[w->kd.n_slice]);
+        for (int b = lo; b < hi; b++) out[b][t] = scale[b];
+    }
+}
+
+/* Up to 32 tokens by panels [panel_lo, panel_hi), in one tile or two; if there are fewer than 32
+ * two tiles share some tokens. */
+INLINE void run(unpack_fn *unpack, const int block_bytes, float *y, size_t ldy, const sh_mat *w,
+                int panel_lo, int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx,
+                int n_tok)
+{
+    work k;
+    int n_tile = n_tok > SH_LANES ? 2 : 1, n_row = n_tile == 2 ? SH_LANES : n_tok, at = 0;
+    size_t token[2] = {0, (size_t)(n_tok - n_row)}; /* the first of each tile */
     size_t n_block = (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN;
+    group ring[3] = {{.level = k.level[0]}, {.level = k.level[0]}, {.level = k.level[0]}};
+    memset(k.dot, 0, sizeof k.dot);
+    memset(k.scale_x, 0, n_row < SH_LANES ? n_block * sizeof k.scale_x[0][0] : 0);
+    k.ldx = ldx, k.ldy = ldy, k.panel_bytes = w->panel_bytes, k.n_row = n_row;
+    for (int i = 0; i < n_tile; i++)
+        gather_scales(k.scale_x[i], w, x + token[i] * ldx, ldx, n_row, w->kd.kp[slice_lo] / SH_RUN,
+                      w->kd.kp[slice_hi] / SH_RUN);
+    _tile_loadconfig(&config[n_row - 1]);
+#define STEP()                                                                                     \
+    (step(unpack, &k, &ring[(at + 1) % 3], &ring[(at + 2) % 3], &ring[at % 3], at & 1), at++)
     for (int p = panel_lo; p < panel_hi; p++) {
         const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
-        const uint8_t *scale = panel + n_block * (size_t)block_bytes;
-        int depth = 0;
+        const uint8_t *scale_w = panel + n_block * (size_t)block_bytes;
         for (int s = slice_lo; s < slice_hi; s++) {
-            slice(bytes, &level[depth], panel, scale, w->kd.kp[s] / SH_RUN,
-                  w->kd.kp[s + 1] / SH_RUN, x);
-            tile_tree(level, &depth, s - slice_lo);
+            int lo = w->kd.kp[s] / SH_RUN, hi = w->kd.kp[s + 1] / SH_RUN, b = lo;
+            do {
+                int n = hi - b < GROUP ? hi - b : GROUP;
+                bool last = b + n == hi;
+                for (int i = 0; i < n_tile; i++) {
+                    ring[at % 3] = (group){
+                        .n = n,
+                        .first = b == lo,
+                        .last = last,
+                        .out = last && s + 1 == slice_hi,
+                        .fresh = i == 0,
+                        .slice = s - slice_lo,
+                        .w = panel + b * block_bytes,
+                        .scale_w = scale_w + b * 32,
+                        .x = x + token[i] * ldx + b * SH_RUN,
+                        .scale_x = k.scale_x[i] + b,
+                        .level = k.level[i],
+                        .y = y + token[i] * ldy + (size_t)p * SH_LANES,
+                        .rows = panel_rows(w, p),
+                    };
+                    STEP();
+                }
+                b += n;
+            } while (b < hi);
         }
-        tile_out(y + (size_t)p * SH_LANES, ldy, &level[0], SH_LANES, panel_rows(w, p));
     }
-}
-
-/* n_tok: whole tiles of 16. Two of them at a time pass by a few panels, whose bytes are then still
- * near for the second. */
-INLINE void run(bytes_fn *bytes, const int block_bytes, const int shift, float *y, size_t ldy,
-                const sh_mat *w, int panel_lo, int panel_hi, int slice_lo, int slice_hi,
-                const char *x, size_t ldx, int n_tok)
-{
-    tokens16 tok[2];
-    _tile_loadconfig(&config);
-    for (int t = 0; t < n_tok; t += 32) {
-        int n = n_tok - t >= 32 ? 2 : 1;
-        for (int i = 0; i < n; i++)
-            gather_tokens(&tok[i], w, x + (size_t)(t + 16 * i) * ldx, ldx, shift);
-        for (int p = panel_lo; p < panel_hi; p += 2) {
-            int end = p + 2 < panel_hi ? p + 2 : panel_hi;
-            for (int i = 0; i < n; i++)
-                panels(bytes, block_bytes, y + (size_t)(t + 16 * i) * ldy, ldy, w, p, end, slice_lo,
-                       slice_hi, &tok[i]);
-        }
+    for (int i = 0; i < 2; i++) { /* what is still on its way */
+        ring[at % 3] = (group){.first = true, .level = k.level[0]};
+        STEP();
     }
+#undef STEP
     _tile_release();
 }
 
 static sh_matmul_fn *few_q8_0, *few_q4_0; /* for few tokens: the rows below in the table */
 
-#define MATMUL(name, bytes, block_bytes, shift, few)                                               \
+#define MATMUL(name, unpack, block_bytes, few)                                                     \
     static void name(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,            \
                      int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
     {                                                                                              \
-        bool fits = w->kd.kp[w->kd.n_slice] <= MAX_BLOCKS * SH_RUN;                                \
-        int whole = n_tok < FEW || !fits ? 0 : n_tok / 16 * 16; /* tokens in full tiles */         \
-        if (whole)                                                                                 \
-            run(bytes, block_bytes, shift, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x,   \
-                ldx, whole);                                                                       \
-        if (whole < n_tok)                                                                         \
-            few(y + (size_t)whole * ldy, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi,           \
-                (const char *)x + (size_t)whole * ldx, ldx, n_tok - whole);                        \
+        int t = 0, fits = w->kd.kp[w->kd.n_slice] <= MAX_BLOCKS * SH_RUN;                          \
+        for (int n; fits && panel_lo < panel_hi && n_tok - t >= FEW; t += n) {                     \
+            n = n_tok - t < 2 * SH_LANES ? n_tok - t : 2 * SH_LANES;                               \
+            run(unpack, block_bytes, y + (size_t)t * ldy, ldy, w, panel_lo, panel_hi, slice_lo,    \
+                slice_hi, (const char *)x + (size_t)t * ldx, ldx, n);                              \
+        }                                                                                          \
+        if (t < n_tok)                                                                             \
+            few(y + (size_t)t * ldy, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi,               \
+                (const char *)x + (size_t)t * ldx, ldx, n_tok - t);                                \
     }
-MATMUL(matmul_q8_0, bytes_q8_0, 512, 7, few_q8_0)
-MATMUL(matmul_q4_0, bytes_q4_0, 256, 3, few_q4_0)
+MATMUL(matmul_q8_0, unpack_q8_0, 512, few_q8_0)
+MATMUL(matmul_q4_0, unpack_q4_0, 256, few_q4_0)
 
 void sh_matmul_i8_amx(sh_kernels *k)
 {

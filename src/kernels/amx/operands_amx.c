@@ -5,7 +5,17 @@
 #define WORDS_PAIR(even, odd) pair_native(even, odd)
 typedef uint32_t sh_words __attribute__((vector_size(64)));
 INLINE sh_words pair_native(sh_words even, sh_words odd);
+INLINE void store_far(void *y, sh_words v);
+#define WORDS_STORE_FAR(y, v) store_far(y, v)
 #include "kernels/operands.h"
+
+INLINE void store_far(void *y, sh_words v)
+{
+    if ((uintptr_t)y % 64 == 0)
+        _mm512_stream_si512(y, (__m512i)v);
+    else
+        words_store(y, v);
+}
 
 /* The lanes that hold a denormal number: of the class of zeros (denormal ones are in it or not, as
  * the thread's mode is), but not zero. */

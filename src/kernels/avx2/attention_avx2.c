@@ -1,21 +1,32 @@
 /* Attention over one page of the KV cache, and the parts of a softmax. K and V that are loaded and
  * widened serve up to four of the heads that share them. */
 #include "kernels/avx2/avx2.h"
+#include "kernels/kv_q8.h"
 
-/* Eight values of the cache from element i on, as float32. */
-typedef __m256 load_fn(const void *p, size_t i);
+SH_INLINE size_t size_of(const sh_dtype t)
+{
+    return t == SH_F32 ? 4 : t == SH_Q8_0 ? 1 : 2;
+}
 
-SH_INLINE __m256 load_f32(const void *p, size_t i)
+/* Asks for n bytes that will be read soon. */
+SH_INLINE void ask(const char *p, size_t n)
 {
-    return _mm256_loadu_ps((const float *)p + i);
+    for (size_t i = 0; i < n; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
 }
-SH_INLINE __m256 load_f16(const void *p, size_t i)
+
+/* Eight elements of a page of type t, from element i on; of q8_0 their integers. */
+SH_INLINE __m256 load(const sh_dtype t, const void *page, size_t i)
 {
-    return sh_f16x8((const uint16_t *)p + i);
-}
-SH_INLINE __m256 load_bf16(const void *p, size_t i)
-{
-    return sh_bf16x8((const uint16_t *)p + i);
+    switch (t) {
+    case SH_F32:
+        return _mm256_loadu_ps((const float *)page + i);
+    case SH_F16:
+        return sh_f16x8((const uint16_t *)page + i);
+    case SH_BF16:
+        return sh_bf16x8((const uint16_t *)page + i);
+    default:
+        return sh_i8x8((const int8_t *)page + i);
+    }
 }
 
 /* ---- storing ---- */
@@ -66,26 +77,45 @@ static void put_bf16(void *kpage, void *vpage, const float *k, const float *v, i
     put16(round_bf16, sh_bf16_from_f32, kpage, vpage, k, v, at, head_dim);
 }
 
+static void put_q8_0(void *kpage, void *vpage, const float *k, const float *v, int at, int head_dim)
+{
+    sh_kv_put_q8(kpage, vpage, k, v, at, head_dim);
+}
+
 /* ---- scores: lanes are positions ---- */
 
-/* n_head heads and n_panel panels of 16 positions, 8 chains between them. k: at the first panel. */
-SH_INLINE void score_block(load_fn *load, const int n_head, const int n_panel, float *s, size_t lds,
-                           const float *q, size_t ldq, const void *k, int head_dim, float scale)
+/* n_head heads and n_panel panels of 16 positions from `panel` on, 8 chains between them; the same
+ * panels of the page `next`, if any, are asked for. */
+SH_INLINE void score_block(const sh_dtype t, const int n_head, const int n_panel, float *s,
+                           size_t lds, const float *q, size_t ldq, const void *kpage, int panel,
+                           int head_dim, float scale, const void *next)
 {
-    __m256 acc[4][8];
+    const size_t step = (size_t)n_panel * 16 * size_of(t);
+    const char *ahead =
+        next ? (const char *)next + (size_t)(panel * head_dim) * 16 * size_of(t) : NULL;
+    __m256 acc[4][8], k_scale[8];
     for (int h = 0; h < n_head; h++)
         for (int p = 0; p < n_panel * 2; p++) acc[h][p] = _mm256_setzero_ps();
-    for (int d = 0; d < head_dim; d++) {
-        __m256 kv[8];
+    for (int d = 0, end; d < head_dim; d = end) {
+        const uint16_t *scales = sh_kv_scales(kpage, head_dim) + d / SH_RUN * SH_PAGE + panel * 16;
+        end = t == SH_Q8_0 && head_dim - d > SH_RUN ? d + SH_RUN : head_dim;
+        for (int p = 0; t == SH_Q8_0 && p < n_panel * 2; p++) k_scale[p] = sh_f16x8(scales + p * 8);
+        for (int e = d; e < end; e++) {
+            __m256 kv[8];
+            if (ahead) ask(ahead + (size_t)e * step, step);
 #pragma GCC unroll 8
-        for (int p = 0; p < n_panel * 2; p++)
-            kv[p] = load(k, ((size_t)(p / 2) * (size_t)head_dim + (size_t)d) * 16 +
-                                (size_t)(p % 2 * 8));
+            for (int p = 0; p < n_panel * 2; p++) {
+                size_t at = (size_t)((panel + p / 2) * head_dim + e) * 16 + (size_t)(p % 2 * 8);
+                kv[p] = load(t, kpage, at);
+                if (t == SH_Q8_0) kv[p] = _mm256_mul_ps(kv[p], k_scale[p]);
+            }
 #pragma GCC unroll 4
-        for (int h = 0; h < n_head; h++) {
-            __m256 v = _mm256_broadcast_ss(q + (size_t)h * ldq + d);
+            for (int h = 0; h < n_head; h++) {
+                __m256 v = _mm256_broadcast_ss(q + (size_t)h * ldq + e);
 #pragma GCC unroll 8
-            for (int p = 0; p < n_panel * 2; p++) acc[h][p] = _mm256_fmadd_ps(v, kv[p], acc[h][p]);
+                for (int p = 0; p < n_panel * 2; p++)
+                    acc[h][p] = _mm256_fmadd_ps(v, kv[p], acc[h][p]);
+            }
         }
     }
     for (int h = 0; h < n_head; h++)
@@ -94,42 +124,55 @@ SH_INLINE void score_block(load_fn *load, const int n_head, const int n_panel, f
                              _mm256_mul_ps(acc[h][p], _mm256_set1_ps(scale)));
 }
 
-SH_INLINE void scores(load_fn *load, size_t size, float *s, size_t lds, const float *q, size_t ldq,
-                      int n_q, const void *kpage, int n_pos, int head_dim, float scale)
+SH_INLINE void scores(const sh_dtype t, float *s, size_t lds, const float *q, size_t ldq, int n_q,
+                      const void *kpage, int n_pos, int head_dim, float scale, const void *next)
 {
     int n_panel = (n_pos + 15) / 16, h = 0;
-    size_t panel_bytes = (size_t)head_dim * 16 * size;
-    for (; h + 4 <= n_q; h += 4, s += 4 * lds, q += 4 * ldq)
+    for (; h + 4 <= n_q; h += 4, s += 4 * lds, q += 4 * ldq, next = NULL)
         for (int p = 0; p < n_panel; p++)
-            score_block(load, 4, 1, s + p * 16, lds, q, ldq,
-                        (const char *)kpage + (size_t)p * panel_bytes, head_dim, scale);
-    for (; h < n_q; h++, s += lds, q += ldq) {
-        int p = 0;
+            score_block(t, 4, 1, s + p * 16, lds, q, ldq, kpage, p, head_dim, scale, next);
+    for (; h < n_q; h++, s += lds, q += ldq, next = NULL) {
         if (n_panel == 4) {
-            score_block(load, 1, 4, s, lds, q, ldq, kpage, head_dim, scale);
+            score_block(t, 1, 4, s, lds, q, ldq, kpage, 0, head_dim, scale, next);
             continue;
         }
-        for (; p < n_panel; p++)
-            score_block(load, 1, 1, s + p * 16, lds, q, ldq,
-                        (const char *)kpage + (size_t)p * panel_bytes, head_dim, scale);
+        for (int p = 0; p < n_panel; p++)
+            score_block(t, 1, 1, s + p * 16, lds, q, ldq, kpage, p, head_dim, scale, next);
     }
 }
 
 /* ---- values: lanes are d ---- */
 
-/* n_head heads and n_vec * 8 values from element d on. */
-SH_INLINE void value_block(load_fn *load, const int n_head, const int n_vec, float *o, size_t ldo,
-                           const float *p, size_t ldp, const void *vpage, int n_pos, int head_dim,
-                           int d)
+/* The scales of 64 d's from a multiple of SH_RUN on. */
+typedef float group_scales[2][SH_PAGE];
+
+SH_INLINE void widen_scales(group_scales out, const void *vpage, int head_dim, int d)
 {
+    const uint16_t *scale = sh_kv_scales(vpage, head_dim) + d / SH_RUN * SH_PAGE;
+    for (int g = 0; g < 2 && d + g * SH_RUN < head_dim; g++)
+        for (int j = 0; j < SH_PAGE; j += 8)
+            _mm256_storeu_ps(out[g] + j, sh_f16x8(scale + g * SH_PAGE + j));
+}
+
+/* n_head heads and n_vec * 8 values from element d on, whose scales are those from group 0 on. */
+SH_INLINE void value_block(const sh_dtype t, const int n_head, const int n_vec, float *o,
+                           size_t ldo, const float *p, size_t ldp, const void *vpage,
+                           group_scales scale, int n_pos, int head_dim, int d, const void *next)
+{
+    const size_t size = size_of(t);
+    const char *ahead = next ? (const char *)next + (size_t)(d * n_pos) * size : NULL;
     __m256 acc[4][8];
     for (int h = 0; h < n_head; h++)
         for (int i = 0; i < n_vec; i++)
             acc[h][i] = _mm256_loadu_ps(o + (size_t)h * ldo + d + i * 8);
     for (int j = 0; j < n_pos; j++) {
         __m256 v[8];
+        if (ahead) ask(ahead + (size_t)(j * n_vec) * 8 * size, (size_t)n_vec * 8 * size);
 #pragma GCC unroll 8
-        for (int i = 0; i < n_vec; i++) v[i] = load(vpage, (size_t)(j * head_dim + d + i * 8));
+        for (int i = 0; i < n_vec; i++) {
+            v[i] = load(t, vpage, (size_t)(j * head_dim + d + i * 8));
+            if (t == SH_Q8_0) v[i] = _mm256_mul_ps(v[i], _mm256_broadcast_ss(&scale[i / 4][j]));
+        }
 #pragma GCC unroll 4
         for (int h = 0; h < n_head; h++) {
             __m256 pj = _mm256_broadcast_ss(p + (size_t)h * ldp + j);
@@ -142,59 +185,70 @@ SH_INLINE void value_block(load_fn *load, const int n_head, const int n_vec, flo
             _mm256_storeu_ps(o + (size_t)h * ldo + d + i * 8, acc[h][i]);
 }
 
-SH_INLINE void values(load_fn *load, float (*one)(const void *, size_t), float *o, size_t ldo,
-                      const float *p, size_t ldp, int n_q, const void *vpage, int n_pos,
-                      int head_dim)
+/* One value of position j. */
+SH_INLINE float one(const sh_dtype t, const void *vpage, group_scales scale, int head_dim, int j,
+                    int d)
 {
-    for (int h = 0, n; h < n_q; h += n, o += (size_t)n * ldo, p += (size_t)n * ldp) {
-        int d = 0;
-        n = n_q - h >= 4 ? 4 : 1;
-        if (n == 4)
-            for (; d + 16 <= head_dim; d += 16)
-                value_block(load, 4, 2, o, ldo, p, ldp, vpage, n_pos, head_dim, d);
-        else
-            for (; d + 64 <= head_dim; d += 64)
-                value_block(load, 1, 8, o, ldo, p, ldp, vpage, n_pos, head_dim, d);
-        for (; d + 8 <= head_dim; d += 8)
-            for (int i = 0; i < n; i++)
-                value_block(load, 1, 1, o + (size_t)i * ldo, ldo, p + (size_t)i * ldp, ldp, vpage,
-                            n_pos, head_dim, d);
-        for (int i = 0; i < n; i++)
-            for (int e = d; e < head_dim; e++)
-                for (int j = 0; j < n_pos; j++)
-                    o[(size_t)i * ldo + (size_t)e] =
-                        fmaf(p[(size_t)i * ldp + (size_t)j], one(vpage, (size_t)(j * head_dim + e)),
-                             o[(size_t)i * ldo + (size_t)e]);
+    size_t i = (size_t)(j * head_dim + d);
+    switch (t) {
+    case SH_F32:
+        return ((const float *)vpage)[i];
+    case SH_F16:
+        return sh_f16_to_f32(((const uint16_t *)vpage)[i]);
+    case SH_BF16:
+        return sh_bf16_to_f32(((const uint16_t *)vpage)[i]);
+    default:
+        return scale[0][j] * (float)((const int8_t *)vpage)[i];
     }
 }
 
-static float one_f32(const void *p, size_t i)
+SH_INLINE void values(const sh_dtype t, float *o, size_t ldo, const float *p, size_t ldp, int n_q,
+                      const void *vpage, int n_pos, int head_dim, const void *next_page)
 {
-    return ((const float *)p)[i];
-}
-static float one_f16(const void *p, size_t i)
-{
-    return sh_f16_to_f32(((const uint16_t *)p)[i]);
-}
-static float one_bf16(const void *p, size_t i)
-{
-    return sh_bf16_to_f32(((const uint16_t *)p)[i]);
+    group_scales sc;
+    for (int d = 0, step; d < head_dim; d += step) {
+        int left = head_dim - d;
+        const void *next = next_page;
+        step = left >= 64 ? 64 : left >= 16 ? 16 : left >= 8 ? 8 : left;
+        if (t == SH_Q8_0) widen_scales(sc, vpage, head_dim, d);
+        for (int h = 0, n; h < n_q; h += n, next = NULL) {
+            float *oh = o + (size_t)h * ldo;
+            const float *ph = p + (size_t)h * ldp;
+            n = step >= 16 && n_q - h >= 4 ? 4 : 1;
+            if (n == 4)
+                for (int e = 0; e < step; e += 16)
+                    value_block(t, 4, 2, oh, ldo, ph, ldp, vpage, sc + e / SH_RUN, n_pos, head_dim,
+                                d + e, next);
+            else if (step == 64)
+                value_block(t, 1, 8, oh, ldo, ph, ldp, vpage, sc, n_pos, head_dim, d, next);
+            else if (step == 16)
+                value_block(t, 1, 2, oh, ldo, ph, ldp, vpage, sc, n_pos, head_dim, d, next);
+            else if (step == 8)
+                value_block(t, 1, 1, oh, ldo, ph, ldp, vpage, sc, n_pos, head_dim, d, next);
+            else
+                for (int e = d; e < head_dim; e++)
+                    for (int j = 0; j < n_pos; j++)
+                        oh[e] = fmaf(ph[j], one(t, vpage, sc, head_dim, j, e), oh[e]);
+        }
+    }
 }
 
-#define ROWS(type, size)                                                                           \
+#define ROWS(type, dtype)                                                                          \
     static void scores_##type(float *s, size_t lds, const float *q, size_t ldq, int n_q,           \
-                              const void *kpage, int n_pos, int head_dim, float scale)             \
+                              const void *kpage, int n_pos, int head_dim, float scale,             \
+                              const void *next)                                                    \
     {                                                                                              \
-        scores(load_##type, size, s, lds, q, ldq, n_q, kpage, n_pos, head_dim, scale);             \
+        scores(dtype, s, lds, q, ldq, n_q, kpage, n_pos, head_dim, scale, next);                   \
     }                                                                                              \
     static void values_##type(float *o, size_t ldo, const float *p, size_t ldp, int n_q,           \
-                              const void *vpage, int n_pos, int head_dim)                          \
+                              const void *vpage, int n_pos, int head_dim, const void *next)        \
     {                                                                                              \
-        values(load_##type, one_##type, o, ldo, p, ldp, n_q, vpage, n_pos, head_dim);              \
+        values(dtype, o, ldo, p, ldp, n_q, vpage, n_pos, head_dim, next);                          \
     }
-ROWS(f32, 4)
-ROWS(f16, 2)
-ROWS(bf16, 2)
+ROWS(f32, SH_F32)
+ROWS(f16, SH_F16)
+ROWS(bf16, SH_BF16)
+ROWS(q8_0, SH_Q8_0)
 
 /* ---- softmax ---- */
 
@@ -253,12 +307,15 @@ void sh_attention_avx2(sh_kernels *k)
     k->kv_put[SH_F32] = put_f32;
     k->kv_put[SH_F16] = put_f16;
     k->kv_put[SH_BF16] = put_bf16;
+    k->kv_put[SH_Q8_0] = put_q8_0;
     k->attn_scores[SH_F32] = scores_f32;
     k->attn_scores[SH_F16] = scores_f16;
     k->attn_scores[SH_BF16] = scores_bf16;
+    k->attn_scores[SH_Q8_0] = scores_q8_0;
     k->attn_values[SH_F32] = values_f32;
     k->attn_values[SH_F16] = values_f16;
     k->attn_values[SH_BF16] = values_bf16;
+    k->attn_values[SH_Q8_0] = values_q8_0;
     k->softmax_part = sh_softmax_part_avx2;
     k->softmax_merge = softmax_merge;
 }

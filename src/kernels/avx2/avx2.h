@@ -42,6 +42,10 @@ SH_INLINE __m256 sh_bf16x8(const uint16_t *p)
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
+SH_INLINE __m256 sh_i8x8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 
 /* sh_bf16_from_f32 of each value, in the upper halves; the lower are 0. */
 SH_INLINE __m256i sh_round_bf16(__m256 v)

@@ -131,9 +131,11 @@ INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
 }
 MATMUL(matmul_bf16, slice_bf16)
 
-/* The scales of block b. */
-INLINE __m512 scales(const uint8_t *first, int b)
+/* The scales of block b. They lie apart from the weights: those of the next panel are asked for. */
+INLINE __m512 scales(const uint8_t *first, size_t panel_bytes, int b)
 {
+    const char *p = (const char *)first + (size_t)b * 32;
+    if (!(b & 1)) _mm_prefetch(p + panel_bytes, _MM_HINT_T0);
     return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(first + (size_t)b * 32)));
 }
 
@@ -162,12 +164,12 @@ INLINE void slice_q8_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
     const uint8_t *scale = panel + kp / SH_RUN * 512;
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *p = panel + (size_t)b * 512;
-        __m512 dw = scales(scale, b);
+        __m512 dw = scales(scale, w->panel_bytes, b);
         __m512i q[8];
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++) {
             q[g] = _mm512_load_si512(p + g * 64);
-            if (T < 8) _mm_prefetch((const char *)p + g * 64 + AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)p + g * 64 + AHEAD, _MM_HINT_T0);
         }
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
@@ -192,11 +194,11 @@ INLINE void slice_q4_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
     const __m512i nibble = _mm512_set1_epi8(15);
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *p = panel + (size_t)b * 256;
-        __m512 dw = scales(scale, b);
+        __m512 dw = scales(scale, w->panel_bytes, b);
         __m512i q[8];
         for (int g = 0; g < 4; g++) {
             __m512i v = _mm512_load_si512(p + g * 64);
-            if (T < 8) _mm_prefetch((const char *)p + g * 64 + AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)p + g * 64 + AHEAD, _MM_HINT_T0);
             q[g] = _mm512_and_si512(v, nibble);
             q[g + 4] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
         }
@@ -255,7 +257,8 @@ INLINE void slice_q8_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uin
     const uint8_t *scale = panel + (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN * 512;
     _Alignas(64) float wr[SH_RUN][SH_LANES];
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
-        __m512 d = scales(scale, b), zero = _mm512_mul_ps(d, _mm512_set1_ps(-128.0f));
+        __m512 d = scales(scale, w->panel_bytes, b),
+               zero = _mm512_mul_ps(d, _mm512_set1_ps(-128.0f));
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++)
             dequantise_four(wr + 4 * g, _mm512_load_si512(panel + (size_t)b * 512 + g * 64), d,
@@ -272,7 +275,7 @@ INLINE void slice_q4_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uin
     const __m512i nibble = _mm512_set1_epi8(15);
     _Alignas(64) float wr[SH_RUN][SH_LANES];
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
-        __m512 d = scales(scale, b), zero = _mm512_mul_ps(d, _mm512_set1_ps(-8.0f));
+        __m512 d = scales(scale, w->panel_bytes, b), zero = _mm512_mul_ps(d, _mm512_set1_ps(-8.0f));
         for (int g = 0; g < 4; g++) {
             __m512i v = _mm512_load_si512(panel + (size_t)b * 256 + g * 64);
             dequantise_four(wr + 4 * g, _mm512_and_si512(v, nibble), d, zero);

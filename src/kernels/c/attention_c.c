@@ -3,19 +3,42 @@
 
 #include "base/fmath.h"
 #include "kernels/c/c.h"
+#include "kernels/kv_q8.h"
+#include "kernels/product.h"
 
-static float load_f32(const void *p, size_t i)
+/* Element i of a page: d of position j. */
+typedef float load_fn(const void *page, size_t i, int head_dim, int j, int d);
+
+SH_INLINE float load_f32(const void *page, size_t i, int head_dim, int j, int d)
 {
-    return ((const float *)p)[i];
+    (void)head_dim, (void)j, (void)d;
+    return ((const float *)page)[i];
 }
-static float load_f16(const void *p, size_t i)
+SH_INLINE float load_f16(const void *page, size_t i, int head_dim, int j, int d)
 {
-    return sh_f16_to_f32(((const uint16_t *)p)[i]);
+    (void)head_dim, (void)j, (void)d;
+    return sh_f16_to_f32(((const uint16_t *)page)[i]);
 }
-static float load_bf16(const void *p, size_t i)
+SH_INLINE float load_bf16(const void *page, size_t i, int head_dim, int j, int d)
 {
-    return sh_bf16_to_f32(((const uint16_t *)p)[i]);
+    (void)head_dim, (void)j, (void)d;
+    return sh_bf16_to_f32(((const uint16_t *)page)[i]);
 }
+SH_INLINE float load_q8_0(const void *page, size_t i, int head_dim, int j, int d)
+{
+    float scale = sh_f16_to_f32(sh_kv_scales(page, head_dim)[d / SH_RUN * SH_PAGE + j]);
+    return scale * (float)((const int8_t *)page)[i];
+}
+
+SH_INLINE float k_at(load_fn *load, const void *page, int head_dim, int j, int d)
+{
+    return load(page, (size_t)((j / 16 * head_dim + d) * 16 + j % 16), head_dim, j, d);
+}
+SH_INLINE float v_at(load_fn *load, const void *page, int head_dim, int j, int d)
+{
+    return load(page, (size_t)(j * head_dim + d), head_dim, j, d);
+}
+
 static void store_f32(void *p, size_t i, float v)
 {
     ((float *)p)[i] = v;
@@ -29,8 +52,7 @@ static void store_bf16(void *p, size_t i, float v)
     ((uint16_t *)p)[i] = sh_bf16_from_f32(v);
 }
 
-/* The three rows for one element type. */
-#define ROWS(type)                                                                                 \
+#define PUT(type)                                                                                  \
     static void put_##type(void *kpage, void *vpage, const float *k, const float *v, int at,       \
                            int head_dim)                                                           \
     {                                                                                              \
@@ -38,34 +60,36 @@ static void store_bf16(void *p, size_t i, float v)
             store_##type(kpage, (size_t)((at / 16 * head_dim + d) * 16 + at % 16), k[d]);          \
             store_##type(vpage, (size_t)(at * head_dim + d), v[d]);                                \
         }                                                                                          \
-    }                                                                                              \
-    static void scores_##type(float *s, size_t lds, const float *q, size_t ldq, int n_q,           \
-                              const void *kpage, int n_pos, int head_dim, float scale)             \
-    {                                                                                              \
-        for (int h = 0; h < n_q; h++)                                                              \
-            for (int j = 0; j < n_pos; j++) {                                                      \
-                float acc = 0;                                                                     \
-                for (int d = 0; d < head_dim; d++)                                                 \
-                    acc = fmaf(                                                                    \
-                        q[(size_t)h * ldq + (size_t)d],                                            \
-                        load_##type(kpage, (size_t)((j / 16 * head_dim + d) * 16 + j % 16)), acc); \
-                s[(size_t)h * lds + (size_t)j] = acc * scale;                                      \
-            }                                                                                      \
-    }                                                                                              \
-    static void values_##type(float *o, size_t ldo, const float *p, size_t ldp, int n_q,           \
-                              const void *vpage, int n_pos, int head_dim)                          \
-    {                                                                                              \
-        for (int h = 0; h < n_q; h++)                                                              \
-            for (int j = 0; j < n_pos; j++)                                                        \
-                for (int d = 0; d < head_dim; d++) {                                               \
-                    float *out = &o[(size_t)h * ldo + (size_t)d];                                  \
-                    *out = fmaf(p[(size_t)h * ldp + (size_t)j],                                    \
-                                load_##type(vpage, (size_t)(j * head_dim + d)), *out);             \
-                }                                                                                  \
     }
-ROWS(f32)
-ROWS(f16)
-ROWS(bf16)
+PUT(f32)
+PUT(f16)
+PUT(bf16)
+
+static void put_q8_0(void *kpage, void *vpage, const float *k, const float *v, int at, int head_dim)
+{
+    sh_kv_put_q8(kpage, vpage, k, v, at, head_dim);
+}
+
+SH_INLINE void scores(load_fn *load, float *s, size_t lds, const float *q, size_t ldq, int n_q,
+                      const void *kpage, int n_pos, int head_dim, float scale)
+{
+    for (int h = 0; h < n_q; h++, s += lds, q += ldq)
+        for (int j = 0; j < n_pos; j++) {
+            float acc = 0;
+            for (int d = 0; d < head_dim; d++)
+                acc = fmaf(q[d], k_at(load, kpage, head_dim, j, d), acc);
+            s[j] = acc * scale;
+        }
+}
+
+SH_INLINE void values(load_fn *load, float *o, size_t ldo, const float *p, size_t ldp, int n_q,
+                      const void *vpage, int n_pos, int head_dim)
+{
+    for (int h = 0; h < n_q; h++, o += ldo, p += ldp)
+        for (int j = 0; j < n_pos; j++)
+            for (int d = 0; d < head_dim; d++)
+                o[d] = fmaf(p[j], v_at(load, vpage, head_dim, j, d), o[d]);
+}
 
 static float round16(float x)
 {
@@ -74,20 +98,18 @@ static float round16(float x)
 
 static float softmax_part(float *s, int n, float *sum);
 
-/* One span of one query. `load` reads the cache's type. */
-static void attend_row(float (*load)(const void *, size_t), float *o, float *m, float *l,
-                       const float *q, int n_pos, const void *const *kpage,
-                       const void *const *vpage, int head_dim, float scale)
+/* One span of one query. */
+SH_INLINE void attend_row(load_fn *load, float *o, float *m, float *l, const float *q, int n_pos,
+                          const void *const *kpage, const void *const *vpage, int head_dim,
+                          float scale)
 {
     float s[SH_SPAN];
     for (int j = 0; j < n_pos; j++) {
-        int at = j % SH_PAGE;
         float acc = 0;
         for (int run = 0; run < head_dim; run += SH_RUN) {
             float part[2] = {0, 0}; /* even, odd */
             for (int d = run; d < run + SH_RUN && d < head_dim; d++) {
-                float k =
-                    load(kpage[j / SH_PAGE], (size_t)((at / 16 * head_dim + d) * 16 + at % 16));
+                float k = k_at(load, kpage[j / SH_PAGE], head_dim, j % SH_PAGE, d);
                 part[d & 1] = fmaf(round16(q[d]), round16(k), part[d & 1]);
             }
             acc += part[0] + part[1];
@@ -100,7 +122,7 @@ static void attend_row(float (*load)(const void *, size_t), float *o, float *m, 
         for (int run = 0; run < n_pos; run += SH_RUN) {
             float part[2] = {0, 0};
             for (int j = run; j < run + SH_RUN && j < n_pos; j++) {
-                float v = load(vpage[j / SH_PAGE], (size_t)(j % SH_PAGE * head_dim + d));
+                float v = v_at(load, vpage[j / SH_PAGE], head_dim, j % SH_PAGE, d);
                 part[j & 1] = fmaf(round16(s[j]), round16(v), part[j & 1]);
             }
             acc += part[0] + part[1];
@@ -109,22 +131,37 @@ static void attend_row(float (*load)(const void *, size_t), float *o, float *m, 
     }
 }
 
-static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row,
-                       const int *n_pos, const void *const *kpage, const void *const *vpage,
-                       int head_dim, float scale)
-{
-    for (int r = 0; r < n_row; r++)
-        attend_row(load_f16, o + (size_t)r * (size_t)head_dim, m + r, l + r, q[r], n_pos[r], kpage,
-                   vpage, head_dim, scale);
-}
-static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row,
-                        const int *n_pos, const void *const *kpage, const void *const *vpage,
-                        int head_dim, float scale)
-{
-    for (int r = 0; r < n_row; r++)
-        attend_row(load_bf16, o + (size_t)r * (size_t)head_dim, m + r, l + r, q[r], n_pos[r], kpage,
-                   vpage, head_dim, scale);
-}
+/* The rows that read one type. */
+#define ROWS(type)                                                                                 \
+    static void scores_##type(float *s, size_t lds, const float *q, size_t ldq, int n_q,           \
+                              const void *kpage, int n_pos, int head_dim, float scale,             \
+                              const void *next)                                                    \
+    {                                                                                              \
+        (void)next;                                                                                \
+        scores(load_##type, s, lds, q, ldq, n_q, kpage, n_pos, head_dim, scale);                   \
+    }                                                                                              \
+    static void values_##type(float *o, size_t ldo, const float *p, size_t ldp, int n_q,           \
+                              const void *vpage, int n_pos, int head_dim, const void *next)        \
+    {                                                                                              \
+        (void)next;                                                                                \
+        values(load_##type, o, ldo, p, ldp, n_q, vpage, n_pos, head_dim);                          \
+    }
+#define ATTEND(type)                                                                               \
+    static void attend_##type(float *o, float *m, float *l, const float *const *q, int n_row,      \
+                              const int *n_pos, const void *const *kpage,                          \
+                              const void *const *vpage, int head_dim, float scale)                 \
+    {                                                                                              \
+        for (int r = 0; r < n_row; r++)                                                            \
+            attend_row(load_##type, o + (size_t)r * (size_t)head_dim, m + r, l + r, q[r],          \
+                       n_pos[r], kpage, vpage, head_dim, scale);                                   \
+    }
+ROWS(f32)
+ROWS(f16)
+ROWS(bf16)
+ROWS(q8_0)
+ATTEND(f16)
+ATTEND(bf16)
+ATTEND(q8_0)
 
 static float softmax_part(float *s, int n, float *sum)
 {
@@ -151,14 +188,18 @@ void sh_attention_c(sh_kernels *k)
     k->kv_put[SH_F32] = put_f32;
     k->kv_put[SH_F16] = put_f16;
     k->kv_put[SH_BF16] = put_bf16;
+    k->kv_put[SH_Q8_0] = put_q8_0;
     k->attn_scores[SH_F32] = scores_f32;
     k->attn_scores[SH_F16] = scores_f16;
     k->attn_scores[SH_BF16] = scores_bf16;
+    k->attn_scores[SH_Q8_0] = scores_q8_0;
     k->attn_values[SH_F32] = values_f32;
     k->attn_values[SH_F16] = values_f16;
     k->attn_values[SH_BF16] = values_bf16;
+    k->attn_values[SH_Q8_0] = values_q8_0;
     k->attend_bf16[SH_F16] = attend_f16;
     k->attend_bf16[SH_BF16] = attend_bf16;
+    k->attend_bf16[SH_Q8_0] = attend_q8_0;
     k->softmax_part = softmax_part;
     k->softmax_merge = softmax_merge;
 }

@@ -1,19 +1,16 @@
 /* Attention of prompts in bf16: two products of runs of 32, as in matmul_float_neon.c. Scores:
  * lanes are positions, tokens are queries, k is d. Values: lanes are d, k is positions. */
+#include "kernels/kv_q8.h"
 #include "kernels/neon/neon.h"
 
 enum { N_ROW = 64 }; /* queries at a time: 96 KiB for their scores */
 
-/* Four values of the cache from element i on, rounded to bf16. */
-typedef uint16x4_t load_fn(const uint16_t *p);
-
-SH_INLINE uint16x4_t load_f16(const uint16_t *p)
+/* Four values of a page from element i on, rounded to bf16; of q8_0 times their scales. */
+SH_INLINE uint16x4_t load(const sh_dtype t, const void *page, size_t i, float32x4_t scale)
 {
-    return sh_round_bf16(sh_f16x4(p));
-}
-SH_INLINE uint16x4_t load_bf16(const uint16_t *p)
-{
-    return vld1_u16(p);
+    if (t == SH_BF16) return vld1_u16((const uint16_t *)page + i);
+    return sh_round_bf16(t == SH_F16 ? sh_f16x4((const uint16_t *)page + i)
+                                     : vmulq_f32(sh_i8x4((const int8_t *)page + i), scale));
 }
 
 /* out[i] = x[i] rounded to bf16. */
@@ -39,7 +36,7 @@ SH_INLINE void put(uint32_t *w, int k, int lane, uint16x4_t v)
 }
 
 /* s[r][j] for all rows and the positions that some row sees. */
-SH_INLINE void scores(load_fn *load, rows *t, const float *const *q, int n_row,
+SH_INLINE void scores(const sh_dtype type, rows *t, const float *const *q, int n_row,
                       const void *const *kpage, int head_dim, float scale)
 {
     uint32_t w[SH_RUN_PAIRS];
@@ -51,10 +48,14 @@ SH_INLINE void scores(load_fn *load, rows *t, const float *const *q, int n_row,
         for (int p = 0; p < n_panel; p++) {
             size_t at =
                 ((size_t)(p % (SH_PAGE / SH_LANES)) * (size_t)head_dim + (size_t)d) * SH_LANES;
-            const uint16_t *page = kpage[p / (SH_PAGE / SH_LANES)];
-            for (int k = 0; k < n_k; k++)
-                for (int h = 0; h < SH_LANES; h += 4)
-                    put(w, k, h, load(page + at + k * SH_LANES + h));
+            const void *page = kpage[p / (SH_PAGE / SH_LANES)];
+            const uint16_t *scales = sh_kv_scales(page, head_dim) + d / SH_RUN * SH_PAGE +
+                                     p % (SH_PAGE / SH_LANES) * SH_LANES;
+            for (int h = 0; h < SH_LANES; h += 4) {
+                float32x4_t sc = type == SH_Q8_0 ? sh_f16x4(scales + h) : vdupq_n_f32(0);
+                for (int k = 0; k < n_k; k++)
+                    put(w, k, h, load(type, page, at + (size_t)(k * SH_LANES + h), sc));
+            }
             sh_run_sums_neon(t->s[0] + p * SH_LANES, SH_SPAN, w, t->x, sizeof *t->x, n_k, n_row);
         }
     }
@@ -63,21 +64,30 @@ SH_INLINE void scores(load_fn *load, rows *t, const float *const *q, int n_row,
 }
 
 /* A run of positions by 16 d's; past head_dim it is 0. */
-SH_INLINE void value_run(load_fn *load, uint32_t *w, const uint16_t *page, int n_k, int d,
+SH_INLINE void value_run(const sh_dtype t, uint32_t *w, const void *page, int at, int n_k, int d,
                          int head_dim)
 {
-    for (int k = 0; k < n_k; k++)
+    const size_t size = t == SH_Q8_0 ? 1 : 2;
+    const uint16_t *scales = sh_kv_scales(page, head_dim) + d / SH_RUN * SH_PAGE + at;
+    for (int k = 0; k < n_k; k++) {
+        size_t i = (size_t)((at + k) * head_dim + d);
+        float32x4_t sc = vdupq_n_f32(t == SH_Q8_0 ? sh_f16_to_f32(scales[k]) : 0);
         for (int h = 0; h < SH_LANES; h += 4) {
-            const uint16_t *v = page + (size_t)k * (size_t)head_dim + d + h;
             uint16_t last[4] = {0};
             int left = head_dim - d - h;
-            if (left > 0 && left < 4) memcpy(last, v, (size_t)left * sizeof *last);
-            put(w, k, h, load(left < 4 ? last : v));
+            if (left >= 4) {
+                put(w, k, h, load(t, page, i + (size_t)h, sc));
+                continue;
+            }
+            if (left > 0)
+                memcpy(last, (const char *)page + (i + (size_t)h) * size, (size_t)left * size);
+            put(w, k, h, load(t, last, 0, sc));
         }
+    }
 }
 
 /* o[r][d] for all rows. Neighbours that see as much of a run are summed together. */
-SH_INLINE void values(load_fn *load, float *o, const rows *t, int n_row, const int *n_pos,
+SH_INLINE void values(const sh_dtype type, float *o, const rows *t, int n_row, const int *n_pos,
                       const void *const *vpage, int head_dim)
 {
     uint32_t w[SH_RUN_PAIRS];
@@ -86,8 +96,7 @@ SH_INLINE void values(load_fn *load, float *o, const rows *t, int n_row, const i
         memset(acc, 0, sizeof acc);
         for (int j = 0; j < t->most; j += SH_RUN) {
             int n_k = t->most - j < SH_RUN ? t->most - j : SH_RUN;
-            const uint16_t *page = vpage[j / SH_PAGE];
-            value_run(load, w, page + (size_t)(j % SH_PAGE) * (size_t)head_dim, n_k, d, head_dim);
+            value_run(type, w, vpage[j / SH_PAGE], j % SH_PAGE, n_k, d, head_dim);
             for (int r = 0, n; r < n_row; r += n) {
                 int sees = n_pos[r] - j < SH_RUN ? n_pos[r] - j : SH_RUN;
                 for (n = 1; r + n < n_row; n++)
@@ -102,9 +111,9 @@ SH_INLINE void values(load_fn *load, float *o, const rows *t, int n_row, const i
     }
 }
 
-SH_INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *const *q, int n_row,
-                      const int *n_pos, const void *const *kpage, const void *const *vpage,
-                      int head_dim, float scale)
+SH_INLINE void attend(const sh_dtype type, float *o, float *m, float *l, const float *const *q,
+                      int n_row, const int *n_pos, const void *const *kpage,
+                      const void *const *vpage, int head_dim, float scale)
 {
     rows t;
     for (int r0 = 0, n; r0 < n_row; r0 += n) {
@@ -112,30 +121,29 @@ SH_INLINE void attend(load_fn *load, float *o, float *m, float *l, const float *
         t.most = 0;
         for (int r = 0; r < n; r++)
             if (n_pos[r0 + r] > t.most) t.most = n_pos[r0 + r];
-        scores(load, &t, q + r0, n, kpage, head_dim, scale);
+        scores(type, &t, q + r0, n, kpage, head_dim, scale);
         for (int r = 0; r < n; r++) {
             m[r0 + r] = sh_softmax_part_neon(t.s[r], n_pos[r0 + r], &l[r0 + r]);
             round_row(t.x[r], t.s[r], n_pos[r0 + r]);
         }
-        values(load, o + (size_t)r0 * (size_t)head_dim, &t, n, n_pos + r0, vpage, head_dim);
+        values(type, o + (size_t)r0 * (size_t)head_dim, &t, n, n_pos + r0, vpage, head_dim);
     }
 }
 
-static void attend_f16(float *o, float *m, float *l, const float *const *q, int n_row,
-                       const int *n_pos, const void *const *kpage, const void *const *vpage,
-                       int head_dim, float scale)
-{
-    attend(load_f16, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
-}
-static void attend_bf16(float *o, float *m, float *l, const float *const *q, int n_row,
-                        const int *n_pos, const void *const *kpage, const void *const *vpage,
-                        int head_dim, float scale)
-{
-    attend(load_bf16, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);
-}
+#define ATTEND(type, dtype)                                                                        \
+    static void attend_##type(float *o, float *m, float *l, const float *const *q, int n_row,      \
+                              const int *n_pos, const void *const *kpage,                          \
+                              const void *const *vpage, int head_dim, float scale)                 \
+    {                                                                                              \
+        attend(dtype, o, m, l, q, n_row, n_pos, kpage, vpage, head_dim, scale);                    \
+    }
+ATTEND(f16, SH_F16)
+ATTEND(bf16, SH_BF16)
+ATTEND(q8_0, SH_Q8_0)
 
 void sh_attend_neon(sh_kernels *k)
 {
     k->attend_bf16[SH_F16] = attend_f16;
     k->attend_bf16[SH_BF16] = attend_bf16;
+    k->attend_bf16[SH_Q8_0] = attend_q8_0;
 }

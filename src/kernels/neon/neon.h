@@ -37,6 +37,12 @@ SH_INLINE float32x4_t sh_bf16x4(const uint16_t *p)
 {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
+SH_INLINE float32x4_t sh_i8x4(const int8_t *p)
+{
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
+}
 
 /* sh_bf16_from_f32 of each value. */
 SH_INLINE uint16x4_t sh_round_bf16(float32x4_t v)

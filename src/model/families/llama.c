@@ -1,8 +1,5 @@
 /* Family llama: RMSNorm, rotary positions in adjacent pairs, grouped KV heads, SwiGLU.
  * Source: Touvron et al. 2023, arXiv:2302.13971 and arXiv:2307.09288; the GGUF specification. */
-#include <math.h>
-#include <string.h>
-
 #include "model/family.h"
 
 #define L(field) offsetof(sh_layer, field)
@@ -42,48 +39,14 @@ static const sh_tensor_row ends[] = {
     {0},
 };
 
-static sh_err scaling(sh_config *c, const sh_model_file *m)
-{
-    sh_str type = {"none", 4};
-    float factor = 1;
-    SH_TRY(sh_meta_str(m, "llama.rope.scaling.type", &type));
-    if (type.n == 6 && memcmp(type.p, "linear", 6) == 0) {
-        SH_TRY(sh_meta_f32(m, "llama.rope.scaling.factor", &factor));
-    } else if (!(type.n == 4 && memcmp(type.p, "none", 4) == 0)) {
-        return sh_fail(
-            SH_EFILE,
-            "%s: rotary scaling '%.*s' is not known; the known ones are: none, linear, and "
-            "llama3 by the tensor rope_freqs.weight",
-            m->file.path, (int)(type.n > 32 ? 32 : type.n), type.p);
-    } else {
-        SH_TRY(sh_meta_f32(m, "llama.rope.scale_linear", &factor)); /* the key of older files */
-    }
-    if (!(factor > 0 && factor < 1e6f))
-        return sh_fail(SH_EFILE, "%s: a rotary scaling factor of %g", m->file.path, (double)factor);
-    c->rope_linear = factor;
-    return SH_OK;
-}
-
 static sh_err configure(sh_config *c, const sh_model_file *m)
 {
-    uint32_t expert = 0, rot = (uint32_t)c->head_dim;
-    float base = 10000;
+    uint32_t expert = 0;
     SH_TRY(sh_meta_u32(m, "llama.expert_count", &expert));
     if (expert)
         return sh_fail(SH_EFILE, "%s: a mixture of %u experts, which is not built yet",
                        m->file.path, expert);
-    SH_TRY(sh_meta_u32(m, "llama.rope.dimension_count", &rot));
-    if (rot > (uint32_t)c->head_dim || rot % 2)
-        return sh_fail(SH_EFILE,
-                       "%s: rotation of %u of a head's %d values; an even number of them can be",
-                       m->file.path, rot, c->head_dim);
-    c->n_rot = (int)rot;
-
-    SH_TRY(sh_meta_f32(m, "llama.rope.freq_base", &base));
-    if (!(base > 0 && base < 1e30f))
-        return sh_fail(SH_EFILE, "%s: a rotary frequency base of %g", m->file.path, (double)base);
-    c->rope_base = base;
-    SH_TRY(scaling(c, m));
+    SH_TRY(sh_config_rope(c, m));
     c->norm = SH_NORM_RMS;
     c->act = SH_ACT_SILU;
     return sh_config_eps(c, m, "attention.layer_norm_rms_epsilon");
