@@ -23,8 +23,8 @@ start=scratch
 [ -f "$dir/ckpt/last.gguf" ] && start=resume
 build/shoal train --init "$start" --ckpt "$dir/ckpt" --dataset "$dir/data" --family llama \
     --layers 4 --width 256 --heads 8 --kv-heads 4 --ff 704 --context 256 --tied \
-    --batch-size 8 --max-iters 8000 --lr 2e-3 --min-lr 1e-4 --warmup 200 \
-    --weight-decay 0.1 --beta2 0.98 --ckpt-interval 500 --eval-iters 40 --log-interval 100 --seed 1
+    --batch-size 8 --max-iters 16000 --lr 2e-3 --min-lr 1e-4 --warmup 200 \
+    --weight-decay 0.1 --beta2 0.98 --ckpt-interval 1000 --eval-iters 40 --log-interval 100 --seed 1
 
 build/shoal quantize "$dir/ckpt/best.gguf" models/stories.gguf q8_0
 

@@ -195,16 +195,16 @@ static void right_rows_f32(void *y, const float *x, size_t ldx, int n_row, int n
 OPERAND_INLINE void spread_tile(const sh_spread *to, const float *x, size_t ldx, int n_row,
                                 int n_col, int col, bool far)
 {
-    char *row = (char *)to->rows + (size_t)col * 2;
     for (int r = 0; to->rows && r < n_row; r++)
-        words_store_line(row + (size_t)r * to->ld_rows, pairs_of_row(x + (size_t)r * ldx, n_col),
-                         far);
+        words_store_line((char *)to->rows + (size_t)r * to->ld_rows + (size_t)col * 2,
+                         pairs_of_row(x + (size_t)r * ldx, n_col), far);
     for (int c = 0; (to->cols || to->right) && c < n_col; c += SH_LANES) {
         sh_words v[SH_LANES];
         int n = n_col - c < SH_LANES ? n_col - c : SH_LANES;
         pairs_of_columns(v, x + c, ldx, n, n_row);
-        char *panel = (char *)to->right + (size_t)((col + c) / SH_LANES) * to->panel_bytes;
-        for (int i = 0; to->right && i < SH_LANES; i++) words_store_line(panel + i * 64, v[i], far);
+        size_t panel = (size_t)((col + c) / SH_LANES) * to->panel_bytes;
+        for (int i = 0; to->right && i < SH_LANES; i++)
+            words_store_line((char *)to->right + panel + i * 64, v[i], far);
         if (!to->cols) continue;
         words_transpose(v);
         char *at = (char *)to->cols + (size_t)(col + c) * to->ld_cols;

@@ -34,7 +34,7 @@ typedef struct sh_train_rows {
     /* One query's softmax backward: s[i] = e^(s[i] - max) * inv_sum, its weights;
      * d[i] = s[i] (d[i] - mean), the scores' gradient from the weights'. */
     void (*attend_back)(float *s, float *d, int n, float max, float inv_sum, float mean);
-    /* Returns the largest x[i]; *sum: of e^(x[i] - it). */
+    /* Returns the largest x[i]; *sum: of e^(x[i] - it), in lanes of four vectors in turns. */
     float (*softmax_sum)(const float *x, size_t n, float *sum);
     /* y[i] = e^(x[i] - max) * scale; y may be x. */
     void (*softmax)(float *y, const float *x, size_t n, float max, float scale);

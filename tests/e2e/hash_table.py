@@ -15,7 +15,7 @@ import tap
 
 PROMPT = ("Once upon a time there was a little dog named Spot who liked to run in the big park with "
           "his friend Lily, and one sunny day they found a red ball under the old tree.")
-DEEP_PROMPT = PROMPT * 8  # 4 spans
+DEEP_PROMPT = PROMPT * (4 if tap.SANITIZED else 8)  # 2 or 4 spans
 N_TOKENS = 12 if tap.SANITIZED else 24
 N_SAMPLES = 5
 
@@ -122,9 +122,11 @@ def row_cases(pool, row_number, row, everything):
 
 def deep(pool):
     """Contexts of several spans of attention, over which threads share one token's work."""
-    for name, arith, kv in ("awkward", "int8", "f16"), ("awkward", "bf16", "q8_0"):
+    for name, arith, kv in (("awkward", "bf16", "q8_0"), ("awkward", "int8", "f16"))[:1 if tap.SANITIZED else 2]:
         model = tap.TMP / f"{name}-q8_0.gguf"
         flags = [["-t", 1], ["-t", 2], ["-t", 3], ["-t", 4], ["--tp", 3], ["--tp", 5, "-t", 2], ["-np", 2, "-t", 3]]
+        if tap.SANITIZED:
+            flags = flags[::3]
         jobs = [pool.submit(run, model, arith, "greedy", kv, [*f, "-c", 1024], 2, prompt=DEEP_PROMPT) for f in flags]
         want, *got = [job.result() for job in jobs]
         tap.ok(isinstance(want, list) and all(0 < len(w) <= N_TOKENS for w, _ in want), f"deep {name} {arith} {kv}", want)
