@@ -77,12 +77,11 @@ OPERAND_INLINE sh_words words_pair(sh_words even, sh_words odd)
 #define LO8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
 #define HI8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
 
-#ifdef __AVX512F__
-OPERAND_INLINE
-#else /* they do not all fit into the registers; and inline it compiles for ten seconds */
-static __attribute__((noinline))
+#ifndef WORDS_TRANSPOSE /* in most instruction sets they do not all fit into the registers anyway  \
+                         */
+#define WORDS_TRANSPOSE static __attribute__((noinline))
 #endif
-void words_transpose(sh_words v[SH_LANES])
+WORDS_TRANSPOSE void words_transpose(sh_words v[SH_LANES])
 {
     _Pragma("GCC unroll 16") STEP(v, 1, LO1, HI1);
     _Pragma("GCC unroll 16") STEP(v, 2, LO2, HI2);

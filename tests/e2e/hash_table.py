@@ -16,7 +16,7 @@ import tap
 PROMPT = ("Once upon a time there was a little dog named Spot who liked to run in the big park with "
           "his friend Lily, and one sunny day they found a red ball under the old tree.")
 DEEP_PROMPT = PROMPT * (4 if tap.SANITIZED else 8)  # 2 or 4 spans
-N_TOKENS = 12 if tap.SANITIZED else 24
+N_TOKENS = 8 if tap.SANITIZED else 16
 N_SAMPLES = 5
 
 MODELS = {
