@@ -63,10 +63,14 @@ def decode(bench):
     for dtype, floor in floors.items():
         for row in bench("tinyllama", dtype, "-p", 0, "-n", 128, "-d", "0,2000"):
             lines.append(against(f"{dtype} depth {row['depth']}", row, floor[row["depth"] > 0]))
+        for row in bench("tinyllama", dtype, "-p", 0, "-n", 128, "-d", 2000, "--kv", "q8_0"):
+            lines.append(against(f"{dtype} depth {row['depth']}, cache in q8_0", row, floor[1]))
     for row in bench("llama2-7b", "q4_0", "-p", 0, "-n", 32):
         lines.append(against("llama2-7b q4_0", row, 0.90))
     for row in bench("gpt2", "q8_0", "-p", 0, "-n", 128):
         lines.append(against("gpt2 q8_0", row, 0.85))
+    for row in bench("gptj-6b", "q4_0", "-p", 0, "-n", 32):
+        lines.append(against("gptj-6b q4_0", row, None))
     table("Decoding, two threads, shape tinyllama", RATIOS, lines)
 
 
