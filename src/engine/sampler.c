@@ -91,6 +91,27 @@ static void select_best(sh_candidate *c, int n, int k)
     }
 }
 
+/* The k best of the vocabulary come first, in no order. Whenever 4 k wait, the k best of them stay,
+ * and from then on only what is above the worst of these is looked at: as likely with a later id is
+ * worse. */
+static void gather_best(sh_sampler *s, const float *logits, int k)
+{
+    int n = 0, room = s->n_vocab / 4 > k ? 4 * k : s->n_vocab;
+    float bound = 0;
+    bool bounded = false;
+    for (int i = 0; i < s->n_vocab; i++) {
+        if (bounded && logits[i] <= bound) continue;
+        s->cand[n++] = (sh_candidate){logits[i], (uint32_t)i};
+        if (n < room) continue;
+        select_best(s->cand, n, k);
+        n = k;
+        bounded = true;
+        bound = s->cand[0].logit;
+        for (int j = 1; j < k; j++) bound = fminf(bound, s->cand[j].logit);
+    }
+    select_best(s->cand, n, k);
+}
+
 /* prob[i] of the n sorted candidates at temperature temp, not normalised (the first is 1); returns
  * the sum, in ascending order, in float64. */
 static double exponentials(sh_sampler *s, int n, float temp)
@@ -124,8 +145,7 @@ static uint32_t sample_from(sh_sampler *s, const float *logits, const shoal_samp
                             size_t pos)
 {
     int n = s->n_vocab, k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
-    for (int i = 0; i < n; i++) s->cand[i] = (sh_candidate){logits[i], (uint32_t)i};
-    if (k < n) select_best(s->cand, n, k);
+    gather_best(s, logits, k);
     n = k;
     qsort(s->cand, (size_t)n, sizeof *s->cand, compare);
     if (p->top_p < 1) {
@@ -143,18 +163,38 @@ static uint32_t sample_from(sh_sampler *s, const float *logits, const shoal_samp
     return draw(s, n, p, sample, pos);
 }
 
+/* The first of the largest; false if none is possible, or one is no number. */
+static bool most_likely(uint32_t *best, const float *logits, int n)
+{
+    enum { N_LANE = 16 }; /* side by side: it is the whole of a vocabulary for each token */
+    float lane[N_LANE], top = -INFINITY;
+    int bad = 0, whole = n / N_LANE * N_LANE;
+    for (int j = 0; j < N_LANE; j++) lane[j] = -INFINITY;
+    for (int i = 0; i < whole; i += N_LANE)
+        for (int j = 0; j < N_LANE; j++) {
+            float x = logits[i + j];
+            lane[j] = x > lane[j] ? x : lane[j];
+            bad |= !(x < INFINITY);
+        }
+    for (int j = 0; j < N_LANE; j++) top = lane[j] > top ? lane[j] : top;
+    for (int i = whole; i < n; i++) {
+        top = logits[i] > top ? logits[i] : top;
+        bad |= !(logits[i] < INFINITY);
+    }
+    if (bad || top == -INFINITY) return false;
+    uint32_t i = 0;
+    while (logits[i] != top) i++;
+    *best = i;
+    return true;
+}
+
 sh_err sh_sample(sh_sampler *s, uint32_t *token, float *logits, const shoal_sampling *p, int sample,
                  size_t pos, const uint32_t *history, size_t n)
 {
-    uint32_t best = 0;
+    uint32_t best;
     uint64_t state = sh_cpu_enter(); /* the same arithmetic as everywhere */
     penalise(s, logits, p, history, n);
-    bool numbers = true;
-    for (int i = 0; i < s->n_vocab; i++) {
-        if (logits[i] > logits[best]) best = (uint32_t)i;
-        numbers &= logits[i] == logits[i] && logits[i] < INFINITY;
-    }
-    numbers = numbers && logits[best] > -INFINITY; /* something is possible */
+    bool numbers = most_likely(&best, logits, s->n_vocab);
     if (numbers) *token = p->temp > 0 ? sample_from(s, logits, p, sample, pos) : best;
     sh_cpu_leave(state);
     return numbers ? SH_OK
