@@ -172,6 +172,8 @@ static void put_llama(maker *k)
     static const char *const control[] = {"<unk>", "<s>", "</s>"};
     int n = k->shape->n_vocab;
     char text[16];
+    put_key(k, ".attention.layer_norm_rms_epsilon", SH_META_F32);
+    sh_put_f32(&k->head, 1e-5f);
     put_key(k, ".rope.freq_base", SH_META_F32);
     sh_put_f32(&k->head, k->shape->rope_base);
     put_text(k, "tokenizer.ggml.model", "llama");
