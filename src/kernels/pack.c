@@ -54,15 +54,29 @@ typedef struct lanes {
 
 static const uint8_t zeros[SH_RUN * 4];
 
-/* dst[i][lane] = word i of each lane's bytes at `off`, with some bits turned over. */
+typedef uint32_t four __attribute__((vector_size(16)));
+
+/* dst[i][lane] = word i (of n, a multiple of 4) of each lane's bytes at `off`, with some bits
+ * turned over; squares of 4 by 4 words are transposed. */
 static void put_words(uint8_t *dst, const lanes *a, size_t off, int n, uint32_t flip)
 {
-    uint32_t w;
-    for (int i = 0; i < n; i++)
-        for (int l = 0; l < SH_LANES; l++) {
-            memcpy(&w, a->src[l] + off + (size_t)i * 4, 4);
-            w ^= flip;
-            memcpy(dst + (i * SH_LANES + l) * 4, &w, 4);
+    for (int i = 0; i < n; i += 4)
+        for (int l = 0; l < SH_LANES; l += 4) {
+            four v[4];
+            for (int j = 0; j < 4; j++) {
+                memcpy(&v[j], a->src[l + j] + off + (size_t)i * 4, sizeof v[j]);
+                v[j] ^= flip;
+            }
+            four a0 = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5);
+            four a1 = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5);
+            four b0 = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
+            four b1 = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+            v[0] = __builtin_shufflevector(a0, a1, 0, 1, 4, 5);
+            v[1] = __builtin_shufflevector(a0, a1, 2, 3, 6, 7);
+            v[2] = __builtin_shufflevector(b0, b1, 0, 1, 4, 5);
+            v[3] = __builtin_shufflevector(b0, b1, 2, 3, 6, 7);
+            for (int j = 0; j < 4; j++)
+                memcpy(dst + ((i + j) * SH_LANES + l) * 4, &v[j], sizeof v[j]);
         }
 }
 
