@@ -91,12 +91,12 @@ static void select_best(sh_candidate *c, int n, int k)
     }
 }
 
-/* The k best of the vocabulary come first, in no order. Whenever 4 k wait, the k best of them stay,
- * and from then on only what is above the worst of these is looked at: as likely with a later id is
- * worse. */
+/* The k best of the vocabulary (all, if k is its size) come first, in no order. Whenever 4 k wait,
+ * the k best of them stay, and from then on only what is above the worst of these is looked at: as
+ * likely with a later id is worse. */
 static void gather_best(sh_sampler *s, const float *logits, int k)
 {
-    int n = 0, room = s->n_vocab / 4 > k ? 4 * k : s->n_vocab;
+    int n = 0, room = s->n_vocab / 4 > k ? 4 * k : s->n_vocab + 1;
     float bound = 0;
     bool bounded = false;
     for (int i = 0; i < s->n_vocab; i++) {
@@ -109,7 +109,7 @@ static void gather_best(sh_sampler *s, const float *logits, int k)
         bound = s->cand[0].logit;
         for (int j = 1; j < k; j++) bound = fminf(bound, s->cand[j].logit);
     }
-    select_best(s->cand, n, k);
+    if (n > k) select_best(s->cand, n, k);
 }
 
 /* prob[i] of the n sorted candidates at temperature temp, not normalised (the first is 1); returns
@@ -144,9 +144,8 @@ static uint32_t draw(sh_sampler *s, int n, const shoal_sampling *p, int sample, 
 static uint32_t sample_from(sh_sampler *s, const float *logits, const shoal_sampling *p, int sample,
                             size_t pos)
 {
-    int n = s->n_vocab, k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
-    gather_best(s, logits, k);
-    n = k;
+    int n = p->top_k > 0 && p->top_k < s->n_vocab ? p->top_k : s->n_vocab;
+    gather_best(s, logits, n);
     qsort(s->cand, (size_t)n, sizeof *s->cand, compare);
     if (p->top_p < 1) {
         double sum = exponentials(s, n, 1.0f), have = 0;
@@ -163,11 +162,11 @@ static uint32_t sample_from(sh_sampler *s, const float *logits, const shoal_samp
     return draw(s, n, p, sample, pos);
 }
 
-/* The first of the largest; false if none is possible, or one is no number. */
-static bool most_likely(uint32_t *best, const float *logits, int n)
+/* *top: the largest; false if none is possible, or one is no number. */
+static bool largest(float *top, const float *logits, int n)
 {
     enum { N_LANE = 16 }; /* side by side: it is the whole of a vocabulary for each token */
-    float lane[N_LANE], top = -INFINITY;
+    float lane[N_LANE];
     int bad = 0, whole = n / N_LANE * N_LANE;
     for (int j = 0; j < N_LANE; j++) lane[j] = -INFINITY;
     for (int i = 0; i < whole; i += N_LANE)
@@ -176,26 +175,31 @@ static bool most_likely(uint32_t *best, const float *logits, int n)
             lane[j] = x > lane[j] ? x : lane[j];
             bad |= !(x < INFINITY);
         }
-    for (int j = 0; j < N_LANE; j++) top = lane[j] > top ? lane[j] : top;
+    *top = -INFINITY;
+    for (int j = 0; j < N_LANE; j++) *top = lane[j] > *top ? lane[j] : *top;
     for (int i = whole; i < n; i++) {
-        top = logits[i] > top ? logits[i] : top;
+        *top = logits[i] > *top ? logits[i] : *top;
         bad |= !(logits[i] < INFINITY);
     }
-    if (bad || top == -INFINITY) return false;
+    return !bad && *top > -INFINITY;
+}
+
+static uint32_t first_of(const float *logits, float x)
+{
     uint32_t i = 0;
-    while (logits[i] != top) i++;
-    *best = i;
-    return true;
+    while (logits[i] != x) i++;
+    return i;
 }
 
 sh_err sh_sample(sh_sampler *s, uint32_t *token, float *logits, const shoal_sampling *p, int sample,
                  size_t pos, const uint32_t *history, size_t n)
 {
-    uint32_t best;
+    float top;
     uint64_t state = sh_cpu_enter(); /* the same arithmetic as everywhere */
     penalise(s, logits, p, history, n);
-    bool numbers = most_likely(&best, logits, s->n_vocab);
-    if (numbers) *token = p->temp > 0 ? sample_from(s, logits, p, sample, pos) : best;
+    bool numbers = largest(&top, logits, s->n_vocab);
+    if (numbers)
+        *token = p->temp > 0 ? sample_from(s, logits, p, sample, pos) : first_of(logits, top);
     sh_cpu_leave(state);
     return numbers ? SH_OK
                    : sh_fail(SH_EFILE, "the model's output is not a number: the file is damaged");

@@ -159,6 +159,12 @@ static void put_text(maker *k, const char *key, const char *v)
     put_str(&k->head, v);
 }
 
+static void put_f32(maker *k, const char *key, float v)
+{
+    put_key(k, key, SH_META_F32);
+    sh_put_f32(&k->head, v);
+}
+
 static void put_array(maker *k, const char *key, sh_meta_type item, int n)
 {
     put_key(k, key, SH_META_ARRAY);
@@ -172,10 +178,8 @@ static void put_llama(maker *k)
     static const char *const control[] = {"<unk>", "<s>", "</s>"};
     int n = k->shape->n_vocab;
     char text[16];
-    put_key(k, ".attention.layer_norm_rms_epsilon", SH_META_F32);
-    sh_put_f32(&k->head, 1e-5f);
-    put_key(k, ".rope.freq_base", SH_META_F32);
-    sh_put_f32(&k->head, k->shape->rope_base);
+    put_f32(k, ".attention.layer_norm_rms_epsilon", 1e-5f);
+    put_f32(k, ".rope.freq_base", k->shape->rope_base);
     put_text(k, "tokenizer.ggml.model", "llama");
     put_u32(k, "tokenizer.ggml.bos_token_id", 1);
     put_u32(k, "tokenizer.ggml.eos_token_id", 2);
@@ -203,8 +207,7 @@ static void put_gpt2(maker *k)
 {
     int n = k->shape->n_vocab, n_odd = 0;
     char text[16];
-    put_key(k, ".attention.layer_norm_epsilon", SH_META_F32);
-    sh_put_f32(&k->head, 1e-5f);
+    put_f32(k, ".attention.layer_norm_epsilon", 1e-5f);
     put_text(k, "tokenizer.ggml.model", "gpt2");
     put_text(k, "tokenizer.ggml.pre", "gpt-2");
     put_u32(k, "tokenizer.ggml.bos_token_id", (uint32_t)n - 1);

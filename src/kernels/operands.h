@@ -77,8 +77,8 @@ OPERAND_INLINE sh_words words_pair(sh_words even, sh_words odd)
 #define LO8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
 #define HI8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
 
-#ifndef WORDS_TRANSPOSE /* in most instruction sets they do not all fit into the registers anyway  \
-                         */
+/* Most instruction sets cannot hold all of it in registers, and inlined it compiles slowly. */
+#ifndef WORDS_TRANSPOSE
 #define WORDS_TRANSPOSE static __attribute__((noinline))
 #endif
 WORDS_TRANSPOSE void words_transpose(sh_words v[SH_LANES])

@@ -7,7 +7,7 @@ typedef uint32_t sh_words __attribute__((vector_size(64)));
 INLINE sh_words pair_native(sh_words even, sh_words odd);
 INLINE void store_far(void *y, sh_words v);
 #define WORDS_STORE_FAR(y, v) store_far(y, v)
-#define WORDS_TRANSPOSE       static inline __attribute__((always_inline)) /* 16 of 32 registers */
+#define WORDS_TRANSPOSE       INLINE /* 16 of 32 registers */
 #include "kernels/operands.h"
 
 INLINE void store_far(void *y, sh_words v)
