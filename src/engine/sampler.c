@@ -13,6 +13,7 @@ sh_err sh_sampler_open(sh_sampler *s, int n_vocab)
 {
     *s = (sh_sampler){.n_vocab = n_vocab};
     SH_TRY(sh_alloc(&s->cand, (size_t)n_vocab, sizeof *s->cand, "the sampler"));
+    SH_TRY(sh_alloc(&s->other, (size_t)n_vocab, sizeof *s->other, "the sampler"));
     SH_TRY(sh_alloc(&s->prob, (size_t)n_vocab, sizeof *s->prob, "the sampler"));
     return sh_alloc(&s->seen, (size_t)n_vocab / 8 + 1, 1, "the sampler");
 }
@@ -20,6 +21,7 @@ sh_err sh_sampler_open(sh_sampler *s, int n_vocab)
 void sh_sampler_close(sh_sampler *s)
 {
     free(s->cand);
+    free(s->other);
     free(s->prob);
     free(s->seen);
     *s = (sh_sampler){0};
@@ -64,6 +66,34 @@ static bool before(sh_candidate a, sh_candidate b)
 static int compare(const void *a, const void *b)
 {
     return before(*(const sh_candidate *)a, *(const sh_candidate *)b) ? -1 : 1;
+}
+
+/* Ascending where the logits descend. Zeros of both signs are equal. */
+static uint32_t sort_key(float logit)
+{
+    uint32_t bits;
+    logit += 0.0f;
+    memcpy(&bits, &logit, sizeof bits);
+    return bits >> 31 ? bits : bits ^ 0x7fffffff;
+}
+
+/* Sorts the whole vocabulary, which is in the order of ids: by 11 bits of the key after the other,
+ * the lowest first, each time keeping the order of those alike. Source: Knuth, The Art of Computer
+ * Programming, volume 3, section 5.2.5. */
+static void sort_all(sh_sampler *s)
+{
+    enum { BITS = 11, N_PILE = 1 << BITS };
+    for (int shift = 0; shift < 32; shift += BITS) {
+        int at[N_PILE + 1] = {0};
+        for (int i = 0; i < s->n_vocab; i++)
+            at[(sort_key(s->cand[i].logit) >> shift) % N_PILE + 1]++;
+        for (int i = 1; i < N_PILE; i++) at[i] += at[i - 1];
+        for (int i = 0; i < s->n_vocab; i++)
+            s->other[at[(sort_key(s->cand[i].logit) >> shift) % N_PILE]++] = s->cand[i];
+        sh_candidate *t = s->cand;
+        s->cand = s->other;
+        s->other = t;
+    }
 }
 
 /* The k best of n come first, in no order (Hoare's selection). */
@@ -146,7 +176,10 @@ static uint32_t sample_from(sh_sampler *s, const float *logits, const shoal_samp
 {
     int n = p->top_k > 0 && p->top_k < s->n_vocab ? p->top_k : s->n_vocab;
     gather_best(s, logits, n);
-    qsort(s->cand, (size_t)n, sizeof *s->cand, compare);
+    if (n == s->n_vocab)
+        sort_all(s);
+    else
+        qsort(s->cand, (size_t)n, sizeof *s->cand, compare);
     if (p->top_p < 1) {
         double sum = exponentials(s, n, 1.0f), have = 0;
         int i = 0;

@@ -13,9 +13,9 @@ typedef struct sh_candidate {
 /* Scratch; one per engine. */
 typedef struct sh_sampler {
     int n_vocab;
-    sh_candidate *cand; /* (n_vocab) */
-    float *prob;        /* (n_vocab) */
-    uint8_t *seen;      /* (n_vocab / 8 + 1): tokens the penalty has met */
+    sh_candidate *cand, *other; /* (n_vocab) */
+    float *prob;                /* (n_vocab) */
+    uint8_t *seen;              /* (n_vocab / 8 + 1): tokens the penalty has met */
 } sh_sampler;
 
 sh_err sh_sampler_open(sh_sampler *s, int n_vocab);
