@@ -15,13 +15,20 @@ static int n_of(const sh_forward *f, sh_dim d)
     return sh_range_n(f->plan->local[d]);
 }
 
-/* ---- norm and products ---- */
+/* ---- rows of activations, and products with them ---- */
+
+/* Rows of floats, one for each token. They are made by the thread that needs them first, one at a
+ * time, so that what follows finds the row in the cache. */
+typedef struct rows {
+    const float *x;                                            /* (n_tok, n) */
+    void (*make)(const sh_forward *f, const void *arg, int t); /* row t; NULL: it is there */
+    const void *arg;
+} rows;
 
 typedef struct norm_job {
-    const sh_forward *f;
     float *y, *x;
     const sh_weight *g; /* NULL: no norm */
-    int n_tok, n_sum;
+    int n_sum;
     const sh_weight *sum[2]; /* x += the sums of products with these first, each with its bias */
 } norm_job;
 
@@ -31,62 +38,62 @@ static size_t sum_at(const sh_forward *f, int i)
     return (size_t)i * (size_t)f->n_tok * (size_t)f->config->dim[SH_DIM_EMBD];
 }
 
-static void norm_share(void *arg, int thread, int n_thread)
+/* y = norm of x, after what is still to be added to x */
+static void norm_row(const sh_forward *f, const void *arg, int t)
 {
     const norm_job *j = arg;
-    const sh_forward *f = j->f;
     const sh_config *c = f->config;
-    int lo, hi, n = c->dim[SH_DIM_EMBD];
-    sh_share(j->n_tok, thread, n_thread, &lo, &hi);
-    for (int t = lo; t < hi; t++) {
-        size_t at = (size_t)t * (size_t)n;
-        float *x = j->x + at, *y = j->y + at;
-        for (int i = 0; i < j->n_sum; i++) {
-            sh_group_add_sum(f->group, x, sum_at(f, i) + at, (size_t)n);
-            if (j->sum[i]->bias) f->k->add(x, j->sum[i]->bias, (size_t)n);
-        }
-        if (j->g && c->norm == SH_NORM_LAYER)
-            f->k->layernorm(y, x, j->g->vec, j->g->bias, n, c->norm_eps);
-        else if (j->g)
-            f->k->rmsnorm(y, x, j->g->vec, n, c->norm_eps);
+    int n = c->dim[SH_DIM_EMBD];
+    size_t at = (size_t)t * (size_t)n;
+    float *x = j->x + at;
+    for (int i = 0; i < j->n_sum; i++) {
+        sh_group_add_sum(f->group, x, sum_at(f, i) + at, (size_t)n);
+        if (j->sum[i]->bias) f->k->add(x, j->sum[i]->bias, (size_t)n);
     }
+    if (j->g && c->norm == SH_NORM_LAYER)
+        f->k->layernorm(j->y + at, x, j->g->vec, j->g->bias, n, c->norm_eps);
+    else if (j->g)
+        f->k->rmsnorm(j->y + at, x, j->g->vec, n, c->norm_eps);
 }
 
-/* y (n_tok, n_embd) = norm of x */
-static void norm(sh_forward *f, float *y, float *x, const sh_weight *g, int n_tok)
+/* The ranks meet for the sums of products with a, and with b if it is there; j will add them. */
+static sh_err meet(sh_forward *f, norm_job *j, const sh_weight *a, const sh_weight *b)
 {
-    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g, n_tok, 0, {NULL}});
+    j->n_sum = b ? 2 : 1;
+    j->sum[0] = a;
+    j->sum[1] = b;
+    return sh_group_meet(f->group, sum_at(f, j->n_sum));
 }
 
-/* The ranks meet for the sums of products with a, and with b if it is there, which are added to x
- * (n_tok, n_embd), each and then its bias; y = norm of x, if there is a norm */
-static sh_err add_norm(sh_forward *f, float *y, float *x, const sh_weight *a, const sh_weight *b,
-                       const sh_weight *g)
+/* The same for what a layer leaves to be added. */
+static sh_err meet_after(sh_forward *f, norm_job *j, const sh_layer *w)
 {
-    int n_sum = b ? 2 : 1;
-    SH_TRY(sh_group_meet(f->group, sum_at(f, n_sum)));
-    sh_pool_run(f->pool, norm_share, &(norm_job){f, y, x, g, f->n_tok, n_sum, {a, b}});
-    return SH_OK;
+    if (f->config->parallel) return meet(f, j, &w->wo, &w->down);
+    return meet(f, j, &w->down, NULL);
 }
 
-typedef struct prepare_job {
+typedef struct rows_job {
     const sh_forward *f;
+    const rows *in;
+    bool make;         /* they are not made yet */
+    const sh_kdim *kd; /* prepared for a matrix of these k's in that form; NULL: only made */
     sh_form form;
-    const float *x;
-    const sh_kdim *kd;
     int lo, hi; /* tokens */
-} prepare_job;
+} rows_job;
 
-static void prepare_share(void *arg, int thread, int n_thread)
+static void rows_share(void *arg, int thread, int n_thread)
 {
-    const prepare_job *j = arg;
+    const rows_job *j = arg;
     const sh_forward *f = j->f;
-    int lo, hi, n = j->kd->k[j->kd->n_slice];
-    size_t stride = sh_form_bytes(j->form, j->kd);
+    int lo, hi;
     sh_share(j->hi - j->lo, thread, n_thread, &lo, &hi);
-    for (int t = j->lo + lo; t < j->lo + hi; t++)
-        f->k->prepare[j->form]((char *)f->act[j->form] + (size_t)t * stride, j->x + (size_t)t * n,
-                               j->kd);
+    for (int t = j->lo + lo; t < j->lo + hi; t++) {
+        if (j->make && j->in->make) j->in->make(f, j->in->arg, t);
+        if (!j->kd) continue;
+        size_t n = (size_t)j->kd->k[j->kd->n_slice], stride = sh_form_bytes(j->form, j->kd);
+        f->k->prepare[j->form]((char *)f->act[j->form] + (size_t)t * stride,
+                               j->in->x + (size_t)t * n, j->kd);
+    }
 }
 
 /* One matrix of a group that is multiplied by the same x. */
@@ -153,14 +160,15 @@ static void matmul_share(void *arg, int thread, int n_thread)
     }
 }
 
-/* p[i].y (n_tok, ldy) = x (n_tok, k) times each matrix, all of which have the same k's, + bias; the
- * tree sum of the slices [slice.lo, slice.hi). The first n_sampled tokens are sampled ones.
- * `fresh`: x is not yet prepared. */
-static void matmul(sh_forward *f, const product *p, int n_product, const float *x, sh_range slice,
-                   int n_sampled, int n_tok, bool fresh)
+/* p[i].y (n_tok, ldy) = the rows x (n_tok, k) times each matrix, all of which have the same k's, +
+ * bias; the tree sum of the slices [slice.lo, slice.hi). The first n_sampled tokens are sampled
+ * ones. x NULL: the rows that were prepared last. */
+static void matmul(sh_forward *f, const product *p, int n_product, const rows *x, sh_range slice,
+                   int n_sampled, int n_tok)
 {
     matmul_job j = {f, p, n_product, 0, slice, n_sampled, n_tok};
-    unsigned done = fresh ? 0 : ~0u;
+    unsigned done = x ? 0 : ~0u;
+    bool made[2] = {false, false};
     for (int i = 0; i < n_product; i++) {
         const sh_mat *m = &p[i].w->mat;
         sh_form form[2] = {sh_form_of(m->dtype, false), sh_form_of(m->dtype, f->arith_bf16)};
@@ -169,8 +177,9 @@ static void matmul(sh_forward *f, const product *p, int n_product, const float *
             unsigned bit = 1u << (form[part] * 2 + part);
             if ((done & bit) || bound[part] == bound[part + 1]) continue;
             done |= bit;
-            prepare_job pj = {f, form[part], x, &m->kd, bound[part], bound[part + 1]};
-            sh_pool_run(f->pool, prepare_share, &pj);
+            rows_job rj = {f, x, !made[part], &m->kd, form[part], bound[part], bound[part + 1]};
+            sh_pool_run(f->pool, rows_share, &rj);
+            made[part] = true;
         }
         j.n_panel += m->n_panel;
     }
@@ -178,13 +187,13 @@ static void matmul(sh_forward *f, const product *p, int n_product, const float *
     if (j.n_panel > 0) sh_pool_run(f->pool, matmul_share, &j);
 }
 
-/* x (n_tok, k local) times a matrix cut by columns: this rank's part of sum `sum`, for add_norm. */
-static void matmul_part(sh_forward *f, const sh_weight *w, const float *x, int sum)
+/* x (n_tok, k local) times a matrix cut by columns: this rank's part of sum `sum`, for meet. */
+static void matmul_part(sh_forward *f, const sh_weight *w, const rows *x, int sum)
 {
     size_t n_embd = (size_t)f->config->dim[SH_DIM_EMBD];
     for (int i = 0; i < f->plan->n_root; i++) {
         product p = {w, NULL, sh_group_part(f->group, i) + sum_at(f, sum), n_embd};
-        matmul(f, &p, 1, x, f->plan->root[i], f->n_sampled, f->n_tok, i == 0);
+        matmul(f, &p, 1, i == 0 ? x : NULL, f->plan->root[i], f->n_sampled, f->n_tok);
     }
 }
 
@@ -219,18 +228,14 @@ static void store_share(void *arg, int thread, int n_thread)
 /* ---- feed forward and residual ---- */
 
 /* f->gate or f->up (n_tok, n_ff_local), as the family has it: what goes into the last product. */
-static void act_share(void *arg, int thread, int n_thread)
+static void act_row(const sh_forward *f, const void *arg, int t)
 {
-    const sh_forward *f = arg;
-    size_t n = (size_t)n_of(f, SH_DIM_FF), at, end;
-    int lo, hi;
-    bool few = f->n_tok < n_thread; /* then share out the values of each */
-    sh_share(few ? f->n_tok * (int)n : f->n_tok, thread, n_thread, &lo, &hi);
-    at = (size_t)lo * (few ? 1 : n), end = (size_t)hi * (few ? 1 : n);
+    size_t n = (size_t)n_of(f, SH_DIM_FF), at = (size_t)t * n;
+    (void)arg;
     if (f->config->act == SH_ACT_GELU)
-        f->k->gelu(f->up + at, end - at);
+        f->k->gelu(f->up + at, n);
     else
-        f->k->silu_mul(f->gate + at, f->up + at, end - at);
+        f->k->silu_mul(f->gate + at, f->up + at, n);
 }
 
 /* Prompts attend as their products are computed: in bf16 where those are, unless the cache is f32.
@@ -240,7 +245,8 @@ static bool attends_in_bf16(const sh_forward *f, const sh_layer *w)
     return f->kv->dtype != SH_F32 && sh_form_of(w->wq.src->dtype, f->arith_bf16) == SH_FORM_BF16;
 }
 
-/* On entry f->xn holds the norm of x, but for the first layer; on return that of the next layer. */
+/* x (n_tok, n_embd) is complete once what the layer before left has been added, and this layer
+ * leaves its own to the next: norms add it, so that a row is read once. */
 static sh_err layer(sh_forward *f, int l, float *x)
 {
     const sh_layer *w = &f->w->layer[l];
@@ -254,21 +260,21 @@ static sh_err layer(sh_forward *f, int l, float *x)
                     {&w->up, w->up.bias, f->up, n_ff},
                     {&w->gate, w->gate.bias, f->gate, n_ff}};
     const sh_range whole = {0, 1};
-    const sh_weight *next = l + 1 < sh_range_n(f->plan->layer) ? &w[1].attn_norm : NULL;
+    norm_job j = {.x = x, .y = f->xn, .g = &w->attn_norm};
+    const rows normed = {f->xn, norm_row, &j};
 
-    if (l == 0) norm(f, f->xn, x, &w->attn_norm, f->n_tok);
-    matmul(f, in, parallel ? n_qkv + n_ffn : n_qkv, f->xn, whole, f->n_sampled, f->n_tok, true);
+    if (l > 0) SH_TRY(meet_after(f, &j, w - 1));
+    matmul(f, in, parallel ? n_qkv + n_ffn : n_qkv, &normed, whole, f->n_sampled, f->n_tok);
     sh_pool_run(f->pool, store_share, &(store_job){f, l});
     sh_attend(f, l, attends_in_bf16(f, w));
-    matmul_part(f, &w->wo, f->ao, 0);
+    matmul_part(f, &w->wo, &(rows){f->ao, NULL, NULL}, 0);
     if (!parallel) {
-        SH_TRY(add_norm(f, f->xn, x, &w->wo, NULL, &w->ffn_norm));
-        matmul(f, in + n_qkv, n_ffn, f->xn, whole, f->n_sampled, f->n_tok, true);
+        j.g = &w->ffn_norm;
+        SH_TRY(meet(f, &j, &w->wo, NULL));
+        matmul(f, in + n_qkv, n_ffn, &normed, whole, f->n_sampled, f->n_tok);
     }
-    sh_pool_run(f->pool, act_share, f);
-    matmul_part(f, &w->down, gated ? f->gate : f->up, parallel ? 1 : 0);
-    if (parallel) return add_norm(f, f->xn, x, &w->wo, &w->down, next);
-    return add_norm(f, f->xn, x, &w->down, NULL, next);
+    matmul_part(f, &w->down, &(rows){gated ? f->gate : f->up, act_row, NULL}, parallel ? 1 : 0);
+    return SH_OK;
 }
 
 /* Notes each token's slot and position, and the rotations that go with the position. */
@@ -304,7 +310,13 @@ sh_err sh_forward_layers(sh_forward *f, const sh_step *step, float *x)
 {
     SH_TRY(begin_step(f, step));
     SH_TRY(sh_kv_apply(f->kv, step));
-    for (int l = 0; f->n_tok > 0 && l < sh_range_n(f->plan->layer); l++) SH_TRY(layer(f, l, x));
+    int n_layer = sh_range_n(f->plan->layer);
+    if (f->n_tok == 0 || n_layer == 0) return SH_OK;
+    for (int l = 0; l < n_layer; l++) SH_TRY(layer(f, l, x));
+    norm_job j = {.x = x};
+    SH_TRY(meet_after(f, &j, &f->w->layer[n_layer - 1]));
+    const rows last = {x, norm_row, &j};
+    sh_pool_run(f->pool, rows_share, &(rows_job){f, &last, true, NULL, 0, 0, f->n_tok});
     return SH_OK;
 }
 
@@ -320,10 +332,10 @@ sh_err sh_forward_head(sh_forward *f, const sh_step *step, const float *x, float
         n++;
     }
     if (n == 0) return SH_OK;
-    norm(f, f->y, f->xn, &f->w->ends.out_norm, n);
+    norm_job j = {.x = f->xn, .y = f->y, .g = &f->w->ends.out_norm};
     const sh_weight *head = &f->w->ends.head;
     product p = {head, head->bias, sh_group_part(f->group, 0), (size_t)n_of(f, SH_DIM_VOCAB)};
-    matmul(f, &p, 1, f->y, (sh_range){0, 1}, n_sampled, n, true);
+    matmul(f, &p, 1, &(rows){f->y, norm_row, &j}, (sh_range){0, 1}, n_sampled, n);
     return sh_group_gather(f->group, logits, (size_t)f->config->dim[SH_DIM_VOCAB], f->vocab, n);
 }
 
