@@ -55,8 +55,9 @@ void sh_cpu_leave(uint64_t state)
 
 static unsigned detect(void)
 {
-    enum { HWCAP_ASIMDDP_BIT = 1 << 20 };
-    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP_BIT ? SH_CPU_NEON : 0;
+    enum { HWCAP_ASIMDDP_BIT = 1 << 20, HWCAP2_I8MM_BIT = 1 << 13 };
+    if (!(getauxval(AT_HWCAP) & HWCAP_ASIMDDP_BIT)) return 0;
+    return SH_CPU_NEON | (getauxval(AT_HWCAP2) & HWCAP2_I8MM_BIT ? SH_CPU_I8MM : 0);
 }
 
 uint64_t sh_cpu_enter(void)

@@ -12,6 +12,7 @@ enum {
     SH_CPU_AVX512 = 1 << 1, /* F, BW, VL, DQ, VNNI */
     SH_CPU_AMX = 1 << 2,    /* tile, bf16, int8; permission was granted */
     SH_CPU_NEON = 1 << 3,   /* with the dot product */
+    SH_CPU_I8MM = 1 << 4,   /* and the matrix product of bytes */
 };
 
 /** The bits of this machine. The first call asks Linux for the AMX tile state, so it must come

@@ -15,6 +15,7 @@ const sh_isa *const sh_isas[] = {
     &sh_isa_avx2, &sh_isa_avx512, &sh_isa_amx,
 #elif defined(__aarch64__)
     &sh_isa_neon,
+    &sh_isa_i8mm,
 #endif
     NULL,
 };

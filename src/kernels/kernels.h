@@ -203,7 +203,7 @@ typedef struct sh_isa {
 } sh_isa;
 
 extern const sh_isa *const sh_isas[]; /* from the plainest to the best; ends with NULL */
-extern const sh_isa sh_isa_c, sh_isa_avx2, sh_isa_avx512, sh_isa_amx, sh_isa_neon;
+extern const sh_isa sh_isa_c, sh_isa_avx2, sh_isa_avx512, sh_isa_amx, sh_isa_neon, sh_isa_i8mm;
 
 /** Fills the table: C first, then every instruction set of the list that the machine allows, up to
  *  `upto` (NULL: $SHOAL_CPU, or all). SH_EARG: no such name; lists them. */

@@ -12,15 +12,6 @@ SH_INLINE int8x16_t spread4(const uint8_t *p)
     return vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(const void *)p));
 }
 
-/* acc = fma(dot, scale_w * scale_x, acc) for the lanes of a panel. scale: f16. */
-SH_INLINE void add_block(float *acc, const int32x4_t dot[4], const uint16_t *scale, float scale_x)
-{
-    for (int i = 0; i < 4; i++) {
-        float32x4_t d = vmulq_n_f32(sh_f16x4(scale + i * 4), scale_x);
-        vst1q_f32(acc + i * 4, vfmaq_f32(vld1q_f32(acc + i * 4), vcvtq_f32_s32(dot[i]), d));
-    }
-}
-
 SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
                       const uint8_t *x, size_t ldx, const int n)
 {
@@ -46,8 +37,8 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
             }
         }
         for (int t = 0; t < n; t++)
-            add_block(acc + t * SH_LANES, dot[t], scale + b * SH_LANES,
-                      ((const float *)(x + (size_t)t * ldx + kp))[b]);
+            sh_add_block(acc + t * SH_LANES, dot[t], scale + b * SH_LANES,
+                         ((const float *)(x + (size_t)t * ldx + kp))[b]);
     }
 }
 
@@ -82,8 +73,8 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
             }
         }
         for (int t = 0; t < n; t++)
-            add_block(acc + t * SH_LANES, dot[t], scale + b * SH_LANES,
-                      ((const float *)(x + (size_t)t * ldx + kp))[b]);
+            sh_add_block(acc + t * SH_LANES, dot[t], scale + b * SH_LANES,
+                         ((const float *)(x + (size_t)t * ldx + kp))[b]);
     }
 }
 

@@ -44,6 +44,16 @@ SH_INLINE float32x4_t sh_i8x4(const int8_t *p)
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
 }
 
+/* acc = fma(dot, scale_w * scale_x, acc) for the lanes of a panel. scale: f16. */
+SH_INLINE void sh_add_block(float *acc, const int32x4_t dot[4], const uint16_t *scale,
+                            float scale_x)
+{
+    for (int i = 0; i < 4; i++) {
+        float32x4_t d = vmulq_n_f32(sh_f16x4(scale + i * 4), scale_x);
+        vst1q_f32(acc + i * 4, vfmaq_f32(vld1q_f32(acc + i * 4), vcvtq_f32_s32(dot[i]), d));
+    }
+}
+
 /* sh_bf16_from_f32 of each value. */
 SH_INLINE uint16x4_t sh_round_bf16(float32x4_t v)
 {
