@@ -10,6 +10,8 @@ import argparse
 import json
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -164,7 +166,48 @@ def regions(bench):
     print(subprocess.run([program], check=True, capture_output=True, text=True).stdout, end="")
 
 
-PARTS = {f.__name__: f for f in (decode, prompt, batch, threads, sets, load, regions)}
+# What a token's time is spent on, by the functions of the program (those of kernels are rows of the table).
+SPENT = {
+    "products": r"matmul_.*|group|part|four_parts|run(\..*)?|batch.*|block.*|few.*|chunk.*",
+    "weights to bf16": r"tiles_.*",
+    "attention": r"attend.*|scores_.*|values_.*|softmax.*|merge.*|span.*",
+    "cache, rotations": r"put_.*|rope|store_share|sh_kv_.*",
+    "rows": r"rmsnorm|layernorm|add|self_add_sum|silu_mul|gelu|prepare_.*|norm_row|act_row|rows_share|to_f32.*",
+    "sampling": r"sh_sample|gather_best|select_best|sort_all|sample_from|sh_philox",
+    "waiting": r"sh_pool_run|thread_main|wait_.*",
+}
+
+
+def where(bench):
+    """By perf's samples of both threads, of the functions above: loading and ceilings are left out."""
+    if not shutil.which("perf"):
+        print("perf is not installed: no table of where the time goes", file=sys.stderr)
+        return
+    lines = []
+    for shape, label, flags in (("tinyllama", "decoding", ["-p", 0, "-n", 64]),
+                                ("tinyllama", "32 sequences", ["-p", 0, "-n", 32, "-b", 32]),
+                                ("tinyllama", "prompt of 512", ["-p", 512, "-n", 0]),
+                                ("gpt2", "decoding", ["-p", 0, "-n", 256]),
+                                ("gpt2", "prompt of 512", ["-p", 512, "-n", 0])):
+        with tempfile.TemporaryDirectory() as folder:
+            data = os.path.join(folder, "data")
+            command = [bench.program, "bench", "--shape", shape, "--type", "q8_0", "-r", "5", "-t", "2", *map(str, flags)]
+            subprocess.run(["perf", "record", "-q", "-e", "cpu-clock", "-F", "997", "-o", data, *command], check=True,
+                           capture_output=True)
+            report = subprocess.run(["perf", "report", "-i", data, "--stdio", "-s", "symbol", "-F", "period,symbol"],
+                                    check=True, capture_output=True, text=True).stdout
+        spent = dict.fromkeys(SPENT, 0)
+        for count, symbol in re.findall(r"^ *(\d+) +\[\.\] (\S+)", report, re.M):
+            for part, names in SPENT.items():
+                if re.fullmatch(names, symbol):
+                    spent[part] += int(count)
+                    break
+        whole = sum(spent.values()) or 1
+        lines.append([f"{shape} {label}", *(f"{100 * n / whole:.1f}" for n in spent.values())])
+    table("Where the time goes, q8_0, two threads, per cent", ["test", *SPENT], lines)
+
+
+PARTS = {f.__name__: f for f in (decode, prompt, batch, threads, sets, load, where, regions)}
 
 
 def main():

@@ -146,12 +146,22 @@ static void matmul_panels(const matmul_job *j, int lo, int hi)
     }
 }
 
+/* The panels that a thread takes at once, of a share: few enough that others can take over where it
+ * is kept from them, and for many tokens not more than fit a second-level cache twice, nor so few
+ * that the tokens pass by all the time. */
+static int piece_of(int share, int n_tok)
+{
+    int piece = share / 8 & ~1;
+    if (n_tok < 16) return 4;
+    return piece < 8 ? 8 : piece > 32 ? 32 : piece;
+}
+
 /* A thread takes its own share of the panels piece by piece, and then pieces of those threads that
  * something else has kept from theirs. */
 static void matmul_share(void *arg, int thread, int n_thread)
 {
     const matmul_job *j = arg;
-    int piece = j->n_tok < 16 ? 4 : 32; /* many tokens: what fits a second-level cache, twice */
+    int piece = piece_of(j->n_panel / n_thread, j->n_tok);
     for (int i = 0; i < n_thread; i++) {
         int whose = (thread + i) % n_thread, lo, hi;
         sh_share(j->n_panel, whose, n_thread, &lo, &hi);
