@@ -168,13 +168,13 @@ def regions(bench):
 
 # What a token's time is spent on, by the functions of the program (those of kernels are rows of the table).
 SPENT = {
-    "products": r"matmul_.*|group|part|four_parts|run(\..*)?|batch.*|block.*|few.*|chunk.*",
+    "products": r"matmul_.*|group|four_parts|run(\..*)?",
     "weights to bf16": r"tiles_.*",
-    "attention": r"attend.*|scores_.*|values_.*|softmax.*|merge.*|span.*",
-    "cache, rotations": r"put_.*|rope|store_share|sh_kv_.*",
-    "rows": r"rmsnorm|layernorm|add|self_add_sum|silu_mul|gelu|prepare_.*|norm_row|act_row|rows_share|to_f32.*",
-    "sampling": r"sh_sample|gather_best|select_best|sort_all|sample_from|sh_philox",
-    "waiting": r"sh_pool_run|thread_main|wait_.*",
+    "attention": r"attend_.*|scores_.*|values_.*|softmax_.*|merge_share",
+    "cache, rotations": r"put_(f32|f16|bf16|q8_0)|rope|store_share",
+    "rows": r"rmsnorm|layernorm|add|self_add_sum|silu_mul|gelu|prepare_.*|norm_row|act_row|rows_share",
+    "sampling": r"sh_sample|select_best|sort_all",
+    "waiting": r"sh_pool_run|thread_main",
 }
 
 
@@ -185,7 +185,6 @@ def where(bench):
         return
     lines = []
     for shape, label, flags in (("tinyllama", "decoding", ["-p", 0, "-n", 64]),
-                                ("tinyllama", "32 sequences", ["-p", 0, "-n", 32, "-b", 32]),
                                 ("tinyllama", "prompt of 512", ["-p", 512, "-n", 0]),
                                 ("gpt2", "decoding", ["-p", 0, "-n", 256]),
                                 ("gpt2", "prompt of 512", ["-p", 512, "-n", 0])):

@@ -86,11 +86,12 @@ static void rows_share(void *arg, int thread, int n_thread)
     const rows_job *j = arg;
     const sh_forward *f = j->f;
     int lo, hi;
+    size_t n = j->kd ? (size_t)j->kd->k[j->kd->n_slice] : 0;
+    size_t stride = j->kd ? sh_form_bytes(j->form, j->kd) : 0;
     sh_share(j->hi - j->lo, thread, n_thread, &lo, &hi);
     for (int t = j->lo + lo; t < j->lo + hi; t++) {
         if (j->make && j->in->make) j->in->make(f, j->in->arg, t);
         if (!j->kd) continue;
-        size_t n = (size_t)j->kd->k[j->kd->n_slice], stride = sh_form_bytes(j->form, j->kd);
         f->k->prepare[j->form]((char *)f->act[j->form] + (size_t)t * stride,
                                j->in->x + (size_t)t * n, j->kd);
     }

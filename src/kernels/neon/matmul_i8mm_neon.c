@@ -64,78 +64,77 @@ SH_INLINE void end(float *acc, pair_sums *dot, const uint16_t *scale, const uint
     }
 }
 
-SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                      const uint8_t *x, size_t ldx, const int n)
+/* One block's weights, as packed, by the tokens' k's of the block, which begin `at` bytes in. */
+SH_INLINE void q8_block(pair_sums *dot, const uint8_t *q, const uint8_t *x, size_t ldx, size_t at,
+                        int n)
 {
-    size_t kp = (size_t)w->kd.kp[w->kd.n_slice], n_block = kp / SH_RUN;
-    const uint16_t *scale = (const uint16_t *)(panel + kp * SH_LANES);
-    memset(acc, 0, (size_t)n * SH_LANES * sizeof *acc);
-    for (size_t b = (size_t)lo / SH_RUN; b < (size_t)hi / SH_RUN; b++) {
-        const uint8_t *q = panel + b * 512;
-        pair_sums dot[PAIRS];
-        for (int i = 0; i < 8; i++) __builtin_prefetch(q + SH_AHEAD + i * 64);
-        __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
-        for (int t = 0; t < n; t += 2)
-            begin(dot[t / 2], token(x, ldx, n, t), token(x, ldx, n, t + 1),
-                  kp + (n_block + b) * sizeof(float), 128);
 #pragma GCC unroll 1
-        for (int g = 0; g < 8; g += 2) {
-            int8x16_t v[PAIRS];
-            fetch(v, x, ldx, b * SH_RUN + (size_t)g * 4, n);
-            for (int i = 0; i < 4; i++)
-                multiply(dot, 2 * i, vld1q_u8(q + g * 64 + i * 16),
-                         vld1q_u8(q + g * 64 + 64 + i * 16), v, n);
-        }
-        end(acc, dot, scale + b * SH_LANES, x, ldx, kp + b * sizeof(float), n);
+    for (int g = 0; g < 8; g += 2) {
+        int8x16_t v[PAIRS];
+        fetch(v, x, ldx, at + (size_t)g * 4, n);
+        for (int i = 0; i < 4; i++)
+            multiply(dot, 2 * i, vld1q_u8(q + g * 64 + i * 16), vld1q_u8(q + g * 64 + 64 + i * 16),
+                     v, n);
     }
 }
 
-SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                      const uint8_t *x, size_t ldx, const int n)
+SH_INLINE void q4_block(pair_sums *dot, const uint8_t *q, const uint8_t *x, size_t ldx, size_t at,
+                        int n)
 {
     const uint8x16_t nibble = vdupq_n_u8(15);
+#pragma GCC unroll 1
+    for (int g = 0; g < 4; g += 2) {
+        int8x16_t v[PAIRS], u[PAIRS];
+        fetch(v, x, ldx, at + (size_t)g * 4, n);
+        fetch(u, x, ldx, at + (size_t)g * 4 + 16, n);
+        for (int i = 0; i < 4; i++) {
+            uint8x16_t p0 = vld1q_u8(q + g * 64 + i * 16);
+            uint8x16_t p1 = vld1q_u8(q + g * 64 + 64 + i * 16);
+            multiply(dot, 2 * i, vandq_u8(p0, nibble), vandq_u8(p1, nibble), v, n);
+            multiply(dot, 2 * i, vshrq_n_u8(p0, 4), vshrq_n_u8(p1, 4), u, n);
+        }
+    }
+}
+
+/* q8: of q8_0, else of q4_0 */
+SH_INLINE void sum(const bool q8, float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                   const uint8_t *x, size_t ldx, const int n)
+{
+    const size_t bytes = q8 ? 512 : 256; /* of a block */
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice], n_block = kp / SH_RUN;
-    const uint16_t *scale = (const uint16_t *)(panel + kp * (SH_LANES / 2));
+    const uint16_t *scale = (const uint16_t *)(panel + n_block * bytes);
     memset(acc, 0, (size_t)n * SH_LANES * sizeof *acc);
     for (size_t b = (size_t)lo / SH_RUN; b < (size_t)hi / SH_RUN; b++) {
-        const uint8_t *q = panel + b * 256;
+        const uint8_t *q = panel + b * bytes;
         pair_sums dot[PAIRS];
-        for (int i = 0; i < 4; i++) __builtin_prefetch(q + SH_AHEAD + i * 64);
+        for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(q + SH_AHEAD + i);
         __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
         for (int t = 0; t < n; t += 2)
             begin(dot[t / 2], token(x, ldx, n, t), token(x, ldx, n, t + 1),
-                  kp + (n_block + b) * sizeof(float), 8);
-#pragma GCC unroll 1
-        for (int g = 0; g < 4; g += 2) {
-            int8x16_t v[PAIRS], u[PAIRS];
-            fetch(v, x, ldx, b * SH_RUN + (size_t)g * 4, n);
-            fetch(u, x, ldx, b * SH_RUN + (size_t)g * 4 + 16, n);
-            for (int i = 0; i < 4; i++) {
-                uint8x16_t p0 = vld1q_u8(q + g * 64 + i * 16);
-                uint8x16_t p1 = vld1q_u8(q + g * 64 + 64 + i * 16);
-                multiply(dot, 2 * i, vandq_u8(p0, nibble), vandq_u8(p1, nibble), v, n);
-                multiply(dot, 2 * i, vshrq_n_u8(p0, 4), vshrq_n_u8(p1, 4), u, n);
-            }
-        }
+                  kp + (n_block + b) * sizeof(float), q8 ? 128 : 8);
+        if (q8)
+            q8_block(dot, q, x, ldx, b * SH_RUN, n);
+        else
+            q4_block(dot, q, x, ldx, b * SH_RUN, n);
         end(acc, dot, scale + b * SH_LANES, x, ldx, kp + b * sizeof(float), n);
     }
 }
 
-#define SUMS(name, sum)                                                                            \
+#define SUMS(name, q8)                                                                             \
     static void name(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,            \
                      const uint8_t *x, size_t ldx, int n)                                          \
     {                                                                                              \
         if (n == 1)                                                                                \
-            sum(acc, w, panel, lo, hi, x, ldx, 1);                                                 \
+            sum(q8, acc, w, panel, lo, hi, x, ldx, 1);                                             \
         else if (n == 2)                                                                           \
-            sum(acc, w, panel, lo, hi, x, ldx, 2);                                                 \
+            sum(q8, acc, w, panel, lo, hi, x, ldx, 2);                                             \
         else if (n == 3)                                                                           \
-            sum(acc, w, panel, lo, hi, x, ldx, 3);                                                 \
+            sum(q8, acc, w, panel, lo, hi, x, ldx, 3);                                             \
         else                                                                                       \
-            sum(acc, w, panel, lo, hi, x, ldx, TILE);                                              \
+            sum(q8, acc, w, panel, lo, hi, x, ldx, TILE);                                          \
     }
-SUMS(q8_sums, q8_sum)
-SUMS(q4_sums, q4_sum)
+SUMS(q8_sums, true)
+SUMS(q4_sums, false)
 
 static sh_matmul_fn *one_q8_0, *one_q4_0; /* for one token: the rows below in the table */
 
