@@ -2,8 +2,8 @@
  *
  * A prompt is timed from its submission to its first token. Decoding is timed from the step in
  * which the last of its sequences got its first token, for as many steps as were asked for. Every
- * row has the ceiling that this machine's cores set it, measured before and after the tests
- * (bench/README.md). */
+ * repetition has the ceiling that this machine's cores set it, measured before and after it: a
+ * shared host is another machine every few seconds (bench/README.md). */
 #define _GNU_SOURCE
 #include <jansson.h>
 #include <math.h>
@@ -20,6 +20,7 @@
 #include "shoal.h"
 
 enum { MAX_LIST = 16, MAX_REPEAT = 1000, MAX_ROW = 4096 };
+static const double SEEN_S = 1; /* the ceilings are measured again when so long has passed */
 
 typedef struct list {
     int v[MAX_LIST], n;
@@ -43,8 +44,11 @@ typedef struct row {
     int n_seq; /* sequences at once */
     int depth; /* positions already in the cache */
     double tps[MAX_REPEAT];
-    double positions; /* that a decoded token looked at, the mean */
-    double mean, stddev, median, min, max, ceiling;
+    int before[MAX_REPEAT]; /* the last measuring of the ceilings before that repetition */
+    double positions;       /* that a decoded token looked at, the mean */
+    double mean, stddev, median, min, max;
+    double ceiling, ratio; /* medians of the repetitions' */
+    double max_ceiling;    /* by the best of all measurings */
     shoal_info info;
 } row;
 
@@ -53,6 +57,9 @@ typedef struct bench {
     shoal *engine;
     row *row;
     int n_row;
+    shoal_ceiling *seen; /* (n_seen): the ceilings as they were measured, in order */
+    int n_seen;
+    double seen_s; /* when the last of them was */
     bool terminal;
     char model[128];
     bool printed; /* a row of the output */
@@ -215,29 +222,20 @@ static sh_err run_once(bench *b, row *r, double *tps)
     return r->kind == PROMPT ? run_prompt(b, r, tps) : run_decode(b, r, tps);
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static void sum_up(row *r, int n)
-{
-    double sum = 0, square = 0;
-    qsort(r->tps, (size_t)n, sizeof *r->tps, by_value);
-    for (int i = 0; i < n; i++) sum += r->tps[i];
-    r->mean = sum / n;
-    for (int i = 0; i < n; i++) square += (r->tps[i] - r->mean) * (r->tps[i] - r->mean);
-    r->stddev = n > 1 ? sqrt(square / (n - 1)) : 0;
-    r->median = (r->tps[(n - 1) / 2] + r->tps[n / 2]) / 2;
-    r->min = r->tps[0];
-    r->max = r->tps[n - 1];
-}
-
 static void test_name(char out[32], const row *r)
 {
     static const char *const prefix[] = {"pp", "tg", "b"};
     snprintf(out, 32, "%s%d", prefix[r->kind], r->kind == BATCH ? r->n_seq : r->n);
+}
+
+static sh_err measure(bench *b)
+{
+    if (b->terminal) fputs("\r\033[Kmeasuring the ceilings", stderr);
+    SH_TRY((sh_err)shoal_measure(b->engine, &b->seen[b->n_seen]));
+    if (b->terminal) fputs("\r\033[K", stderr);
+    b->n_seen++;
+    b->seen_s = now_s();
+    return SH_OK;
 }
 
 static sh_err run_row(bench *b, row *r)
@@ -249,10 +247,10 @@ static sh_err run_row(bench *b, row *r)
         if (b->terminal)
             fprintf(stderr, "\r\033[K%s @ %d: %d of %d", name, r->depth, i + 1, b->opt->repeat);
         SH_TRY(run_once(b, r, &tps));
-        if (i >= 0) r->tps[i] = tps;
+        if (i >= 0) r->tps[i] = tps, r->before[i] = b->n_seen - 1;
+        if (now_s() - b->seen_s > SEEN_S) SH_TRY(measure(b));
     }
     if (b->terminal) fputs("\r\033[K", stderr);
-    sum_up(r, b->opt->repeat);
     return SH_OK;
 }
 
@@ -276,25 +274,53 @@ static double ceiling_tps(const row *r, const shoal_ceiling *c)
     return n_tok / (read_s > ops_s ? read_s : ops_s);
 }
 
-static sh_err measure(bench *b, shoal_ceiling *best)
+static shoal_ceiling most_seen(const bench *b)
 {
-    shoal_ceiling c;
-    if (b->terminal) fputs("\r\033[Kmeasuring the ceilings", stderr);
-    SH_TRY((sh_err)shoal_measure(b->engine, &c));
-    if (b->terminal) fputs("\r\033[K", stderr);
-    best->n_thread = c.n_thread;
-    best->read_bytes_per_s = fmax(best->read_bytes_per_s, c.read_bytes_per_s);
-    best->prompt_ops_per_s = fmax(best->prompt_ops_per_s, c.prompt_ops_per_s);
-    best->sampled_ops_per_s = fmax(best->sampled_ops_per_s, c.sampled_ops_per_s);
-    return SH_OK;
+    shoal_ceiling most = b->seen[0];
+    for (int i = 1; i < b->n_seen; i++) {
+        most.read_bytes_per_s = fmax(most.read_bytes_per_s, b->seen[i].read_bytes_per_s);
+        most.prompt_ops_per_s = fmax(most.prompt_ops_per_s, b->seen[i].prompt_ops_per_s);
+        most.sampled_ops_per_s = fmax(most.sampled_ops_per_s, b->seen[i].sampled_ops_per_s);
+    }
+    return most;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *v, int n)
+{
+    qsort(v, (size_t)n, sizeof *v, by_value);
+    return (v[(n - 1) / 2] + v[n / 2]) / 2;
+}
+
+/* Each repetition against the mean of the ceilings before and after it. */
+static void sum_up(const bench *b, row *r)
+{
+    shoal_ceiling most = most_seen(b);
+    double ceiling[MAX_REPEAT], ratio[MAX_REPEAT], sum = 0, square = 0;
+    int n = b->opt->repeat;
+    for (int i = 0; i < n; i++) {
+        const shoal_ceiling *seen = &b->seen[r->before[i]];
+        ceiling[i] = (ceiling_tps(r, &seen[0]) + ceiling_tps(r, &seen[1])) / 2;
+        ratio[i] = r->tps[i] / ceiling[i];
+        sum += r->tps[i];
+    }
+    r->mean = sum / n;
+    for (int i = 0; i < n; i++) square += (r->tps[i] - r->mean) * (r->tps[i] - r->mean);
+    r->stddev = n > 1 ? sqrt(square / (n - 1)) : 0;
+    r->median = median(r->tps, n);
+    r->min = r->tps[0];
+    r->max = r->tps[n - 1];
+    r->ceiling = median(ceiling, n);
+    r->ratio = median(ratio, n);
+    r->max_ceiling = ceiling_tps(r, &most);
 }
 
 /* ---- output ---- */
-
-static double ratio(const row *r)
-{
-    return r->ceiling > 0 ? r->median / r->ceiling : 0;
-}
 
 static double round_to(double v, double unit)
 {
@@ -308,13 +334,14 @@ static void print_json(bench *b, const row *r)
     test_name(name, r);
     json_t *j =
         json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, "
-                  "s:s, s:s, s:s}",
+                  "s:f, s:s, s:s, s:s}",
                   "test", name, "model", b->model, "type", i->type, "threads", i->n_thread, "ranks",
                   i->n_rank, "stages", i->n_stage, "depth", r->depth, "batch", r->n_seq, "tps",
                   round_to(r->mean, 1e-3), "stddev", round_to(r->stddev, 1e-3), "ceiling_tps",
-                  round_to(r->ceiling, 1e-3), "ratio", round_to(ratio(r), 1e-4), "median",
+                  round_to(r->ceiling, 1e-3), "ratio", round_to(r->ratio, 1e-4), "median",
                   round_to(r->median, 1e-3), "min", round_to(r->min, 1e-3), "max",
-                  round_to(r->max, 1e-3), "cpu", i->cpu, "arith", i->arith, "kv", i->kv);
+                  round_to(r->max, 1e-3), "max_ceiling_tps", round_to(r->max_ceiling, 1e-3), "cpu",
+                  i->cpu, "arith", i->arith, "kv", i->kv);
     char *text = j ? json_dumps(j, JSON_REAL_PRECISION(9)) : NULL;
     printf("%s  %s", b->printed ? ",\n" : "[\n", text ? text : "null");
     free(text);
@@ -328,11 +355,11 @@ static void print_csv(bench *b, const row *r)
     test_name(name, r);
     if (!b->printed)
         puts("test,model,type,threads,ranks,stages,depth,batch,tps,stddev,ceiling_tps,ratio,median,"
-             "min,max,cpu,"
-             "arith,kv");
-    printf("%s,%s,%s,%d,%d,%d,%d,%d,%.3f,%.3f,%.3f,%.4f,%.3f,%.3f,%.3f,%s,%s,%s\n", name, b->model,
-           i->type, i->n_thread, i->n_rank, i->n_stage, r->depth, r->n_seq, r->mean, r->stddev,
-           r->ceiling, ratio(r), r->median, r->min, r->max, i->cpu, i->arith, i->kv);
+             "min,max,max_ceiling_tps,cpu,arith,kv");
+    printf("%s,%s,%s,%d,%d,%d,%d,%d,%.3f,%.3f,%.3f,%.4f,%.3f,%.3f,%.3f,%.3f,%s,%s,%s\n", name,
+           b->model, i->type, i->n_thread, i->n_rank, i->n_stage, r->depth, r->n_seq, r->mean,
+           r->stddev, r->ceiling, r->ratio, r->median, r->min, r->max, r->max_ceiling, i->cpu,
+           i->arith, i->kv);
 }
 
 static void print_md(bench *b, const row *r)
@@ -351,7 +378,7 @@ static void print_md(bench *b, const row *r)
     /* "±" takes two bytes and one column */
     printf("| %-16s | %-5s | %-6s | %7d | %5d | %6d | %-14s | %18s | %9.2f | %9.2f | %5.3f |\n",
            b->model, i->type, i->cpu, i->n_thread, i->n_rank, i->n_stage, name, speed, r->median,
-           r->ceiling, ratio(r));
+           r->ceiling, r->ratio);
 }
 
 static void print_row(bench *b, const row *r)
@@ -367,15 +394,17 @@ static void print_row(bench *b, const row *r)
     b->printed = true;
 }
 
-/* What the ceilings were, for people. */
-static void print_ceiling(const bench *b, const shoal_ceiling *c)
+/* The best ceilings, for people. */
+static void print_ceiling(const bench *b)
 {
+    shoal_ceiling most = most_seen(b), *c = &most;
     char cpu[96];
     shoal_info i;
     shoal_get_info(b->engine, &i);
     sh_cpu_name(cpu, sizeof cpu);
     fprintf(stderr,
-            "shoal bench: %s; %d threads read %.2f GB/s and compute %.1f GOP/s for prompts (%s), "
+            "shoal bench: %s; %d threads read at best %.2f GB/s and compute %.1f GOP/s for prompts "
+            "(%s), "
             "%.1f for "
             "sampled tokens; loaded in %.2f s; memory %.1f MiB\n",
             cpu, c->n_thread, c->read_bytes_per_s / 1e9, c->prompt_ops_per_s / 1e9, i.arith,
@@ -404,15 +433,18 @@ static sh_err list_tests(bench *b)
             for (int i = 0; i < o->n_decode.n; i++)
                 add_row(b, BATCH, o->n_decode.v[i], o->n_batch.v[j], depth);
     }
-    return b->n_row ? SH_OK : sh_fail(SH_EARG, "no test: give -p, -n or -b more than 0");
+    if (!b->n_row) return sh_fail(SH_EARG, "no test: give -p, -n or -b more than 0");
+    /* before all tests, after each repetition and its warm-up, after all tests */
+    size_t seen = (size_t)b->n_row * ((size_t)o->repeat + 1) + 2;
+    return sh_alloc(&b->seen, seen, sizeof *b->seen, "the ceilings");
 }
 
 /* All tests with one number of threads. */
 static sh_err run_tests(bench *b, int n_thread)
 {
     shoal_options o = b->opt->engine;
-    shoal_ceiling best = {0};
     sh_err err;
+    b->n_seen = 0;
     o.n_thread = n_thread;
     o.n_slot = 1;
     for (int i = 0; i < b->n_row; i++) {
@@ -423,13 +455,13 @@ static sh_err run_tests(bench *b, int n_thread)
     }
     if (b->terminal) fprintf(stderr, "\r\033[Kloading %.200s", o.model);
     SH_GOTO((sh_err)shoal_open(&b->engine, &o));
-    SH_GOTO(measure(b, &best));
+    SH_GOTO(measure(b));
     for (int i = 0; i < b->n_row; i++) SH_GOTO(run_row(b, &b->row[i]));
-    SH_GOTO(measure(b, &best));
-    print_ceiling(b, &best);
+    SH_GOTO(measure(b));
+    print_ceiling(b);
     for (int i = 0; i < b->n_row; i++) {
         shoal_get_info(b->engine, &b->row[i].info);
-        b->row[i].ceiling = ceiling_tps(&b->row[i], &best);
+        sum_up(b, &b->row[i]);
         print_row(b, &b->row[i]);
     }
 out:
@@ -449,6 +481,7 @@ static sh_err run_bench(const options *o)
 out:
     if (b.printed && strcmp(o->output, "json") == 0) puts("\n]");
     free(b.row);
+    free(b.seen);
     return err;
 }
 

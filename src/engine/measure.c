@@ -18,8 +18,8 @@ typedef struct job {
     int n_page;
     sh_form form;
     long n_round;
-    double *ops;   /* (n_thread) */
-    uint64_t *sum; /* (n_thread): what was read, so that it is */
+    double *amount, *seconds; /* (n_thread): bytes read or operations done, by all passes so far */
+    uint64_t *sum;            /* (n_thread): what was read, so that it is */
 } job;
 
 static double now_s(void)
@@ -41,22 +41,43 @@ static void read_share(void *arg, int thread, int n_thread)
 {
     const job *j = arg;
     int lo, hi;
+    double start = now_s();
     sh_share(j->n_page, thread, n_thread, &lo, &hi);
     j->sum[thread] ^= j->k->read(j->memory + (size_t)lo * PAGE, (size_t)(hi - lo) * PAGE);
+    j->seconds[thread] += now_s() - start;
+    j->amount[thread] += (double)(hi - lo) * PAGE;
 }
 
 static void peak_share(void *arg, int thread, int n_thread)
 {
     const job *j = arg;
+    double start = now_s();
     (void)n_thread;
-    j->ops[thread] = j->k->peak[j->form](j->n_round);
+    j->amount[thread] += j->k->peak[j->form](j->n_round);
+    j->seconds[thread] += now_s() - start;
 }
 
-static double run_s(sh_pool *pool, void (*fn)(void *, int, int), job *j)
+/* One pass of all threads; the seconds it took. */
+static double pass(sh_pool *pool, void (*fn)(void *, int, int), job *j)
 {
     double start = now_s();
     sh_pool_run(pool, fn, j);
     return now_s() - start;
+}
+
+static void forget(job *j, int n_thread)
+{
+    memset(j->amount, 0, (size_t)n_thread * sizeof *j->amount);
+    memset(j->seconds, 0, (size_t)n_thread * sizeof *j->seconds);
+}
+
+/* Each thread's own rate: work that is shared out as they ask for it keeps all of them busy. */
+static double rate(const job *j, int n_thread)
+{
+    double sum = 0;
+    for (int t = 0; t < n_thread; t++)
+        if (j->seconds[t] > 0) sum += j->amount[t] / j->seconds[t];
+    return sum;
 }
 
 /* 1 GiB, or four times the last cache if that is more; less where memory is short. */
@@ -75,10 +96,9 @@ static sh_err measure_read(sh_measured *out, sh_pool *pool, job *j)
     SH_TRY(sh_map(&j->memory, n, "the measuring of memory"));
     j->n_page = (int)(n / PAGE);
     sh_pool_run(pool, touch_share, j);
-    for (int i = 0; i < N_PASS; i++) {
-        double v = (double)n / run_s(pool, read_share, j);
-        if (v > out->read_bytes_per_s) out->read_bytes_per_s = v;
-    }
+    forget(j, sh_pool_n_thread(pool));
+    for (int i = 0; i < N_PASS; i++) pass(pool, read_share, j);
+    out->read_bytes_per_s = rate(j, sh_pool_n_thread(pool));
     sh_unmap(j->memory, n);
     return SH_OK;
 }
@@ -87,16 +107,10 @@ static void measure_peak(sh_measured *out, sh_pool *pool, job *j, sh_form form)
 {
     j->form = form;
     j->n_round = 1000;
-    for (int left = N_PASS; left > 0;) {
-        double s = run_s(pool, peak_share, j), ops = 0;
-        if (s < pass_s / 2) { /* longer rounds first */
-            j->n_round *= 2;
-            continue;
-        }
-        for (int t = 0; t < sh_pool_n_thread(pool); t++) ops += j->ops[t];
-        if (ops / s > out->ops_per_s[form]) out->ops_per_s[form] = ops / s;
-        left--;
-    }
+    while (pass(pool, peak_share, j) < pass_s / 2) j->n_round *= 2; /* longer rounds first */
+    forget(j, sh_pool_n_thread(pool));
+    for (int i = 0; i < N_PASS; i++) pass(pool, peak_share, j);
+    out->ops_per_s[form] = rate(j, sh_pool_n_thread(pool));
 }
 
 sh_err sh_measure(sh_measured *out, int n_thread, const int *cpu)
@@ -108,13 +122,15 @@ sh_err sh_measure(sh_measured *out, int n_thread, const int *cpu)
     *out = (sh_measured){0};
     SH_TRY(sh_kernels_init(&k, NULL));
     SH_GOTO(sh_pool_open(&pool, n_thread, cpu, 20000));
-    SH_GOTO(sh_alloc(&j.ops, (size_t)n_thread, sizeof *j.ops, "the measuring"));
+    SH_GOTO(sh_alloc(&j.amount, (size_t)n_thread, sizeof *j.amount, "the measuring"));
+    SH_GOTO(sh_alloc(&j.seconds, (size_t)n_thread, sizeof *j.seconds, "the measuring"));
     SH_GOTO(sh_alloc(&j.sum, (size_t)n_thread, sizeof *j.sum, "the measuring"));
     SH_GOTO(measure_read(out, pool, &j));
     for (int f = 0; f < SH_N_FORM; f++) measure_peak(out, pool, &j, (sh_form)f);
 out:
     sh_pool_close(pool);
-    free(j.ops);
+    free(j.amount);
+    free(j.seconds);
     free(j.sum);
     return err;
 }
