@@ -1,6 +1,6 @@
-/* How long a pass of training takes, forward and backward, and where the time goes; the share of
- * the peak that this process's cores measure in the same run. With one thread all is in CPU time,
- * so that other programs disturb less.
+/* How long a pass of training takes, forward and backward, and where the time goes; its share of
+ * the peak that the same cores measure right before and after it. Medians of the passes, after one
+ * that is not counted. With one thread all is in CPU time, so that other programs disturb less.
  *
  *     bench_train [SHAPE [THREADS [PASSES]]] */
 #define _GNU_SOURCE
@@ -34,7 +34,7 @@ static const struct {
      12,
      {"gpt2", 4, 4, 4, 32, 128, 512, 65, 64, 0, true, true, true, true, true, .norm_eps = 1e-5f}},
 };
-enum { N_SHAPE = sizeof shapes / sizeof *shapes };
+enum { N_SHAPE = sizeof shapes / sizeof *shapes, MAX_PASS = 1000 };
 
 static const char *const part_names[SH_N_PART] = {
     [SH_PART_PACK] = "weights to operands",   [SH_PART_FORWARD] = "products, forward",
@@ -61,36 +61,46 @@ static void fail(void)
 
 typedef struct peak_job {
     const sh_kernels *k;
-    double ops[64];
+    double rate[64];
 } peak_job;
 
 static void peak_share(void *arg, int thread, int n_thread)
 {
     peak_job *j = arg;
+    double start = now();
     (void)n_thread;
-    j->ops[thread] = j->k->peak[SH_FORM_BF16](200000);
+    double ops = j->k->peak[SH_FORM_BF16](3000000);
+    j->rate[thread] = ops / (now() - start);
 }
 
-/* The best of some tries, operations per second of all threads. */
+/* Operations per second that all threads do now: each thread's rate, summed. */
 static double measure_peak(const sh_kernels *k, sh_pool *pool)
 {
-    double best = 0;
-    for (int i = 0; i < 10; i++) {
-        peak_job j = {.k = k};
-        double start = now(), ops = 0;
-        sh_pool_run(pool, peak_share, &j);
-        double s = now() - start;
-        for (int t = 0; t < sh_pool_n_thread(pool); t++) ops += j.ops[t];
-        if (ops / s > best) best = ops / s;
-    }
-    return best;
+    double sum = 0;
+    peak_job j = {.k = k};
+    sh_pool_run(pool, peak_share, &j);
+    for (int t = 0; t < sh_pool_n_thread(pool); t++) sum += j.rate[t];
+    return sum;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *v, int n)
+{
+    qsort(v, (size_t)n, sizeof *v, by_value);
+    return (v[(n - 1) / 2] + v[n / 2]) / 2;
 }
 
 static void bench(int i, const sh_products *products, int n_pass)
 {
     const sh_arch *a = &shapes[i].arch;
     const int n_seq = shapes[i].n_seq, n_tok = n_seq * a->n_ctx;
-    double best = INFINITY, us[SH_N_PART] = {0}, loss[8];
+    double time[MAX_PASS], share[MAX_PASS], loss[8], sum = 0, best_peak = 0;
+    const double ops = sh_pass_ops(a, n_tok);
     sh_params p;
     sh_pass *s;
     if (sh_params_open(&p, a) != SH_OK || sh_pass_open(&s, &p, products, n_seq) != SH_OK) fail();
@@ -102,22 +112,30 @@ static void bench(int i, const sh_products *products, int n_pass)
     for (int t = 0; t < n_seq * (a->n_ctx + 1); t++)
         ids[t] = (int32_t)((unsigned)t * 2654435761u % (unsigned)a->n_vocab);
     const sh_batch b = {n_seq, {0, 8}, ids};
-    for (int n = 0; n <= n_pass; n++) {
-        memset(s->us, 0, sizeof s->us);
+    double before = measure_peak(products->k, products->pool), after;
+    for (int n = -1; n < n_pass; n++, before = after) {
+        if (n <= 0) memset(s->us, 0, sizeof s->us);
         double start = now();
         sh_pass_backward(s, &b, NULL, loss, dx);
         sh_pass_embed_grad(s, &b, dx);
-        double time = now() - start;
-        if (n == 0 || time >= best) continue;
-        best = time;
-        memcpy(us, s->us, sizeof us);
+        double seconds = now() - start, peak;
+        after = measure_peak(products->k, products->pool);
+        peak = (before + after) / 2;
+        if (n < 0) continue;
+        time[n] = seconds;
+        share[n] = ops / seconds / peak;
+        sum += seconds;
+        if (after > best_peak) best_peak = after;
     }
-    double peak = measure_peak(products->k, products->pool), ops = sh_pass_ops(a, n_tok);
-    printf("%s: %.1f ms, %.0f tokens/s, %.2f TFLOP/s, %.3f of the peak of %.2f\n", shapes[i].name,
-           best * 1e3, n_tok / best, ops / best * 1e-12, ops / best / peak, peak * 1e-12);
+    double t = median(time, n_pass);
+    printf(
+        "%s: %.1f ms, %.0f tokens/s (best %.0f), %.2f TFLOP/s, %.3f of the peak then, %.3f of the "
+        "best peak, %.2f TFLOP/s\n",
+        shapes[i].name, t * 1e3, n_tok / t, n_tok / time[0], ops / t * 1e-12, median(share, n_pass),
+        ops / t / best_peak, best_peak * 1e-12);
     for (int part = 0; part < SH_N_PART; part++)
-        printf("  %-22s %9.2f ms %5.1f %%\n", part_names[part], us[part] * 1e-3,
-               us[part] * 1e-4 / best);
+        printf("  %-22s %9.2f ms %5.1f %%\n", part_names[part], s->us[part] * 1e-3 / n_pass,
+               s->us[part] * 1e-4 / sum);
     free(ids);
     free(dx);
     sh_pass_close(s);
@@ -129,6 +147,8 @@ int main(int argc, char **argv)
     int cpu[64], n_cpu = sh_cpu_cores(cpu, 64), n_thread = argc > 2 ? atoi(argv[2]) : n_cpu;
     sh_pool *pool;
     sh_kernels k;
+    int n_pass = argc > 3 ? atoi(argv[3]) : 0;
+    if (n_pass < 0 || n_pass > MAX_PASS || n_thread < 1 || n_thread > 64) return 2;
     if (n_thread == 1) clock_used = CLOCK_PROCESS_CPUTIME_ID;
     if (sh_kernels_init(&k, NULL) != SH_OK ||
         sh_pool_open(&pool, n_thread, NULL, n_thread <= n_cpu ? 20000 : 0) != SH_OK)
@@ -136,7 +156,7 @@ int main(int argc, char **argv)
     const sh_products products = {&k, pool, SH_BF16};
     for (int i = 0; i < N_SHAPE; i++)
         if (argc < 2 || strcmp(argv[1], "all") == 0 || strcmp(argv[1], shapes[i].name) == 0)
-            bench(i, &products, argc > 3 ? atoi(argv[3]) : i == 0 ? 3 : 20);
+            bench(i, &products, n_pass ? n_pass : i == 0 ? 3 : 20);
     sh_pool_close(pool);
     return 0;
 }
