@@ -82,8 +82,8 @@ typedef struct shoal_ceiling {
     int n_thread;
 } shoal_ceiling;
 
-/** Measures, for less than a second, what they do now: on a shared host that changes from one moment
- * to the next. The engine should be idle. Needs 1 GiB of memory for the time. SHOAL_ENOMEM,
+/** Measures, for less than a second, what they do now: on a shared host that changes from one
+ * moment to the next. The engine should be idle. Needs 1 GiB of memory for the time. SHOAL_ENOMEM,
  * SHOAL_ESYS: the engine is as it was. */
 shoal_err shoal_measure(const shoal *s, shoal_ceiling *ceiling);
 

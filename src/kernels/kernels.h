@@ -14,6 +14,9 @@
 #include "base/err.h"
 #include "kernels/train.h"
 
+/* For what must be compiled with its constant arguments known, or its sums lie in memory. */
+#define SH_INLINE static inline __attribute__((always_inline))
+
 enum {
     SH_LANES = 16,  /* outputs of a panel; also the partial sums of a reduction */
     SH_RUN = 32,    /* k's of a quantised block and of a bf16 run */

@@ -10,10 +10,8 @@
 
 typedef uint32_t sh_words __attribute__((vector_size(64)));
 
-#define OPERAND_INLINE static inline __attribute__((always_inline))
-
 /* n floats, 16 at most; zeros after them. */
-OPERAND_INLINE sh_words words_load(const float *x, int n)
+SH_INLINE sh_words words_load(const float *x, int n)
 {
     sh_words v = {0};
     if (n == SH_LANES)
@@ -23,7 +21,7 @@ OPERAND_INLINE sh_words words_load(const float *x, int n)
     return v;
 }
 
-OPERAND_INLINE void words_store(void *y, sh_words v)
+SH_INLINE void words_store(void *y, sh_words v)
 {
     memcpy(y, &v, sizeof v);
 }
@@ -33,7 +31,7 @@ OPERAND_INLINE void words_store(void *y, sh_words v)
 #ifndef WORDS_STORE_FAR
 #define WORDS_STORE_FAR(y, v) words_store(y, v)
 #endif
-OPERAND_INLINE void words_store_line(void *y, sh_words v, bool far)
+SH_INLINE void words_store_line(void *y, sh_words v, bool far)
 {
     if (far)
         WORDS_STORE_FAR(y, v);
@@ -42,7 +40,7 @@ OPERAND_INLINE void words_store_line(void *y, sh_words v, bool far)
 }
 
 /* The high half of each word: bf16, rounded to even; NaN stays one. */
-OPERAND_INLINE sh_words words_round(sh_words v)
+SH_INLINE sh_words words_round(sh_words v)
 {
     sh_words magnitude = v & 0x7fffffff;
     sh_words nan = (sh_words)(magnitude > 0x7f800000);
@@ -51,7 +49,7 @@ OPERAND_INLINE sh_words words_round(sh_words v)
 }
 
 /* Words (even, odd) of two k's as bf16 pairs. */
-OPERAND_INLINE sh_words words_pair(sh_words even, sh_words odd)
+SH_INLINE sh_words words_pair(sh_words even, sh_words odd)
 {
     return words_round(even) >> 16 | (words_round(odd) & 0xffff0000);
 }
@@ -90,8 +88,8 @@ WORDS_TRANSPOSE void words_transpose(sh_words v[SH_LANES])
 }
 
 /* 16 columns (n_col of them there) and 32 k's as rows of pairs: v[i] = k's 2i and 2i + 1. */
-OPERAND_INLINE void pairs_of_columns(sh_words v[SH_LANES], const float *x, size_t ldx, int n_col,
-                                     int n_k)
+SH_INLINE void pairs_of_columns(sh_words v[SH_LANES], const float *x, size_t ldx, int n_col,
+                                int n_k)
 {
     for (int i = 0; i < SH_LANES; i++) {
         sh_words zero = {0};
@@ -131,7 +129,7 @@ static void left_cols_bf16(void *y, size_t ldy, const float *x, size_t ldx, int 
 }
 
 /* 32 floats (n of them there) of one row as 16 pairs. */
-OPERAND_INLINE sh_words pairs_of_row(const float *x, int n)
+SH_INLINE sh_words pairs_of_row(const float *x, int n)
 {
     sh_words a = words_load(x, n < SH_LANES ? n : SH_LANES);
     sh_words b = {0};
@@ -196,8 +194,8 @@ static void right_rows_f32(void *y, const float *x, size_t ldx, int n_row, int n
 /* ---- several operands at once ---- */
 
 /* n_row (32 at most) by n_col (32 at most) of x, which begins at column `col`. */
-OPERAND_INLINE void spread_tile(const sh_spread *to, const float *x, size_t ldx, int n_row,
-                                int n_col, int col, bool far)
+SH_INLINE void spread_tile(const sh_spread *to, const float *x, size_t ldx, int n_row, int n_col,
+                           int col, bool far)
 {
     for (int r = 0; to->rows && r < n_row; r++)
         words_store_line((char *)to->rows + (size_t)r * to->ld_rows + (size_t)col * 2,
@@ -216,8 +214,8 @@ OPERAND_INLINE void spread_tile(const sh_spread *to, const float *x, size_t ldx,
     }
 }
 
-OPERAND_INLINE void spread_tiles(const sh_spread *to, const float *x, size_t ldx, int n_row,
-                                 int n_col, bool far)
+SH_INLINE void spread_tiles(const sh_spread *to, const float *x, size_t ldx, int n_row, int n_col,
+                            bool far)
 {
     int c = 0;
     for (; n_row == SH_RUN && c + SH_RUN <= n_col; c += SH_RUN)

@@ -6,9 +6,6 @@
 
 #include "kernels/kernels.h"
 
-/* For what must be compiled with its constant arguments known, or its sums lie in memory. */
-#define SH_INLINE static inline __attribute__((always_inline))
-
 enum {
     SH_TOKENS = 64,  /* tokens that a product takes at once: they stay in the second cache */
     SH_MAX_TILE = 8, /* tokens of one sum, at most */

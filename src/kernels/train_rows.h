@@ -17,45 +17,43 @@ typedef uint32_t lane_words __attribute__((vector_size(64)));
 typedef uint64_t lane_pairs __attribute__((vector_size(64)));
 typedef float lanes_anywhere __attribute__((vector_size(64), aligned(4), may_alias));
 
-#define LANES_INLINE static inline __attribute__((always_inline))
-
 /* The first n values from x on, zeros after them. */
-LANES_INLINE lanes lanes_load(const float *x, size_t n)
+SH_INLINE lanes lanes_load(const float *x, size_t n)
 {
     lanes v = {0};
     if (n == SH_LANES) return *(const lanes_anywhere *)x;
     for (size_t i = 0; i < n; i++) v[i] = x[i];
     return v;
 }
-LANES_INLINE void lanes_store(float *y, lanes v, size_t n)
+SH_INLINE void lanes_store(float *y, lanes v, size_t n)
 {
     if (n == SH_LANES)
         *(lanes_anywhere *)y = v;
     else
         for (size_t i = 0; i < n; i++) y[i] = v[i];
 }
-LANES_INLINE lanes lanes_all(float a)
+SH_INLINE lanes lanes_all(float a)
 {
     return (lanes){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a};
 }
-LANES_INLINE lanes lanes_pick(lane_bits mask, lanes a, lanes b)
+SH_INLINE lanes lanes_pick(lane_bits mask, lanes a, lanes b)
 {
     return (lanes)((mask & (lane_bits)a) | (~mask & (lane_bits)b));
 }
 /* Zero where the mask is not set. */
-LANES_INLINE lanes lanes_where(lane_bits mask, lanes a)
+SH_INLINE lanes lanes_where(lane_bits mask, lanes a)
 {
     return (lanes)(mask & (lane_bits)a);
 }
 /* Between lo and hi, or NaN. */
-LANES_INLINE lanes lanes_clamp(lanes v, float lo, float hi)
+SH_INLINE lanes lanes_clamp(lanes v, float lo, float hi)
 {
     v = lanes_pick(v < lo, lanes_all(lo), v);
     return lanes_pick(v > hi, lanes_all(hi), v);
 }
 
 /* Lanes added in halves: 8, 4, 2, 1. */
-LANES_INLINE float lanes_sum(lanes v)
+SH_INLINE float lanes_sum(lanes v)
 {
     typedef float eight __attribute__((vector_size(32)));
     typedef float four __attribute__((vector_size(16)));
@@ -67,7 +65,7 @@ LANES_INLINE float lanes_sum(lanes v)
 
 /* e^x for x from -87 to 88: x = n ln 2 + r, a polynomial in r, and n added to the exponent: it
  * stands in the low bits of x / ln 2 + 1.5 * 2^23. */
-LANES_INLINE lanes lanes_exp(lanes x)
+SH_INLINE lanes lanes_exp(lanes x)
 {
     lanes t = x * 1.44269504f + 12582912.0f, n = t - 12582912.0f;
     lanes r = x - n * 0.693145752f - n * 1.42860677e-6f, r2 = r * r;
@@ -84,7 +82,7 @@ typedef struct turns {
     lanes v[TURNS];
 } turns;
 
-LANES_INLINE float turns_sum(const turns *t)
+SH_INLINE float turns_sum(const turns *t)
 {
     return lanes_sum((t->v[0] + t->v[1]) + (t->v[2] + t->v[3]));
 }
@@ -122,15 +120,15 @@ typedef struct back_sums {
     turns e, product;
 } back_sums;
 
-LANES_INLINE void back_sums_step(back_sums *s, int turn, const float *dy, const float *x,
-                                 const float *g, float mean, size_t n)
+SH_INLINE void back_sums_step(back_sums *s, int turn, const float *dy, const float *x,
+                              const float *g, float mean, size_t n)
 {
     lanes e = lanes_load(dy, n) * lanes_load(g, n);
     s->e.v[turn] += e;
     s->product.v[turn] += e * (lanes_load(x, n) - mean);
 }
-LANES_INLINE void back_sums_all(back_sums *s, const float *dy, const float *x, const float *g,
-                                float mean, size_t n)
+SH_INLINE void back_sums_all(back_sums *s, const float *dy, const float *x, const float *g,
+                             float mean, size_t n)
 {
     size_t i = 0;
     for (; i + TURNS * SH_LANES <= n; i += TURNS * SH_LANES)
@@ -144,8 +142,8 @@ LANES_INLINE void back_sums_all(back_sums *s, const float *dy, const float *x, c
 }
 
 /* dx += (e - shift - x^ back) r; dg += dy x^; db += dy */
-LANES_INLINE void norm_step(float *dx, float *dg, float *db, const float *dy, const float *x,
-                            const float *g, float mean, float r, float shift, float back, size_t n)
+SH_INLINE void norm_step(float *dx, float *dg, float *db, const float *dy, const float *x,
+                         const float *g, float mean, float r, float shift, float back, size_t n)
 {
     lanes d = lanes_load(dy, n), hat = (lanes_load(x, n) - mean) * r;
     lanes e = d * lanes_load(g, n);
@@ -186,7 +184,7 @@ static void layernorm_back(float *dx, float *dg, float *db, const float *dy, con
 
 /* ---- activations ---- */
 
-LANES_INLINE void gelu_step(float *y, float *dx, const float *d, const float *x, size_t n)
+SH_INLINE void gelu_step(float *y, float *dx, const float *d, const float *x, size_t n)
 {
     /* past 8, gelu is x or 0 and its derivative 1 or 0 */
     lanes far = lanes_load(x, n), v = lanes_clamp(far, -8, 8);
@@ -204,8 +202,8 @@ static void gelu_back(float *y, float *dx, const float *d, const float *x, size_
     if (i < n) gelu_step(y + i, dx + i, d + i, x + i, n - i);
 }
 
-LANES_INLINE void silu_mul_step(float *y, float *dg, float *du, const float *d, const float *g,
-                                const float *u, size_t n)
+SH_INLINE void silu_mul_step(float *y, float *dg, float *du, const float *d, const float *g,
+                             const float *u, size_t n)
 {
     lanes e = lanes_load(d, n), w = lanes_load(u, n);
     lanes far = lanes_load(g, n), v = lanes_clamp(far, -60, 60);
@@ -226,7 +224,7 @@ static void silu_mul_back(float *y, float *dg, float *du, const float *d, const 
 
 /* ---- attention ---- */
 
-LANES_INLINE void attend_step(float *s, float *d, float max, float inv_sum, float mean, size_t n)
+SH_INLINE void attend_step(float *s, float *d, float max, float inv_sum, float mean, size_t n)
 {
     lanes x = lanes_load(s, n) - max;
     lanes p = lanes_where(~(x < -87.0f), lanes_exp(x)) * inv_sum;
@@ -243,13 +241,13 @@ static void attend_back(float *s, float *d, int n_, float max, float inv_sum, fl
 }
 
 /* e^(x - max), 0 where that is too small. */
-LANES_INLINE lanes softmax_step(const float *x, float max, size_t n)
+SH_INLINE lanes softmax_step(const float *x, float max, size_t n)
 {
     lanes v = lanes_load(x, n) - max;
     return lanes_where(~(v < -87.0f), lanes_exp(v));
 }
 
-LANES_INLINE lanes lanes_max(lanes a, lanes b)
+SH_INLINE lanes lanes_max(lanes a, lanes b)
 {
     return lanes_pick(b > a, b, a);
 }
@@ -314,7 +312,7 @@ static float dot(const float *x, const float *y, int n_)
 
 enum { ROWS_AHEAD = 12 }; /* short rows far apart are not foreseen by the machine */
 
-LANES_INLINE void gather_step(float *y, const float *x, const float *bias, size_t n)
+SH_INLINE void gather_step(float *y, const float *x, const float *bias, size_t n)
 {
     lanes v = lanes_load(x, n);
     lanes_store(y, bias ? v + lanes_load(bias, n) : v, n);
@@ -343,7 +341,7 @@ static void dots(float *out, const float *x, size_t ldx, const float *y, size_t 
     }
 }
 
-LANES_INLINE void sum_rows_step(float *y, const float *x, size_t ldx, int n_row, size_t n)
+SH_INLINE void sum_rows_step(float *y, const float *x, size_t ldx, int n_row, size_t n)
 {
     lanes sum = {0};
     for (int r = 0; r < n_row; r++) sum += lanes_load(x + (size_t)r * ldx, n);
@@ -366,7 +364,7 @@ static void scale(float *x, float a, size_t n)
 }
 
 /* 32 by 32 bits: the high and the low word of each product, lane by lane. */
-LANES_INLINE void lanes_product(lane_words *high, lane_words *low, lane_words a, uint32_t b)
+SH_INLINE void lanes_product(lane_words *high, lane_words *low, lane_words a, uint32_t b)
 {
     lane_pairs v = (lane_pairs)a;
     lane_pairs even = (v & 0xffffffffu) * (uint64_t)b, odd = (v >> 32) * (uint64_t)b;

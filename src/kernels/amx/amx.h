@@ -6,8 +6,6 @@
 
 #include "kernels/kernels.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 void sh_matmul_bf16_amx(sh_kernels *k);
 void sh_matmul_i8_amx(sh_kernels *k);
 void sh_attention_amx(sh_kernels *k);
@@ -26,7 +24,7 @@ typedef struct tile_config {
  * i of a run was stored to level[*depth]. */
 typedef float tile_sums[SH_LANES][SH_LANES];
 
-INLINE void tile_tree(tile_sums *level, int *depth, int i)
+SH_INLINE void tile_tree(tile_sums *level, int *depth, int i)
 {
     for (; i & 1; i >>= 1) {
         (*depth)--;
@@ -40,14 +38,14 @@ INLINE void tile_tree(tile_sums *level, int *depth, int i)
 }
 
 /* y (n_tok, ldy) = the sums, the outputs that the mask has. */
-INLINE void tile_out(float *y, size_t ldy, tile_sums *sums, int n_tok, __mmask16 rows)
+SH_INLINE void tile_out(float *y, size_t ldy, tile_sums *sums, int n_tok, __mmask16 rows)
 {
     for (int t = 0; t < n_tok; t++)
         _mm512_mask_storeu_ps(y + (size_t)t * ldy, rows, _mm512_load_ps((*sums)[t]));
 }
 
 /* A row of a tile: pairs (even[i], odd[i]) in bf16. */
-INLINE void pair_row(void *out, __m512 even, __m512 odd)
+SH_INLINE void pair_row(void *out, __m512 even, __m512 odd)
 {
     static const uint16_t interleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
@@ -57,7 +55,7 @@ INLINE void pair_row(void *out, __m512 even, __m512 odd)
 }
 
 /* The outputs that a panel has. */
-INLINE __mmask16 panel_rows(const sh_mat *w, int panel)
+SH_INLINE __mmask16 panel_rows(const sh_mat *w, int panel)
 {
     int n = w->rows - panel * SH_LANES;
     return n >= SH_LANES ? 0xffff : (__mmask16)((1u << n) - 1);

@@ -17,7 +17,7 @@ static const tile_config config = {.palette = 1,
                                    .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
 /* Elements of a page of type t; of q8_0 their integers. */
-INLINE __m512 load(const sh_dtype t, const void *page, size_t i, __mmask16 m)
+SH_INLINE __m512 load(const sh_dtype t, const void *page, size_t i, __mmask16 m)
 {
     if (t == SH_F16)
         return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, (const uint16_t *)page + i));
@@ -29,7 +29,8 @@ INLINE __m512 load(const sh_dtype t, const void *page, size_t i, __mmask16 m)
 }
 
 /* 16 d's from c * 16 on of V at position `at`. */
-INLINE __m512 load_v(const sh_dtype t, const void *page, int head_dim, int at, int c, __mmask16 m)
+SH_INLINE __m512 load_v(const sh_dtype t, const void *page, int head_dim, int at, int c,
+                        __mmask16 m)
 {
     __m512 v = load(t, page, (size_t)(at * head_dim + c * 16), m);
     if (t != SH_Q8_0) return v;
@@ -50,8 +51,8 @@ typedef struct span {
 
 /* K and V of the positions below n_pos as tiles; positions above it, and d's above head_dim, are 0.
  */
-INLINE void make_tiles(const sh_dtype t, span *b, const void *const *kpage,
-                       const void *const *vpage, int n_pos, int head_dim)
+SH_INLINE void make_tiles(const sh_dtype t, span *b, const void *const *kpage,
+                          const void *const *vpage, int n_pos, int head_dim)
 {
     const __m512 zero = _mm512_setzero_ps();
     size_t dim = (size_t)head_dim;
@@ -90,7 +91,7 @@ INLINE void make_tiles(const sh_dtype t, span *b, const void *const *kpage,
 }
 
 /* n (up to 32) floats as bf16, zeros up to 32. */
-INLINE void round_row(uint16_t *out, const float *x, int n)
+SH_INLINE void round_row(uint16_t *out, const float *x, int n)
 {
     __mmask16 lo = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
     __mmask16 hi = n >= 32 ? 0xffff : n > 16 ? (__mmask16)((1u << (n - 16)) - 1) : 0;
@@ -100,8 +101,9 @@ INLINE void round_row(uint16_t *out, const float *x, int n)
 }
 
 /* One tile of n (up to 16) queries. softmax: the row of the table. */
-INLINE void queries(span *b, float (*softmax)(float *, int, float *), float *o, float *m, float *l,
-                    const float *const *q, int n, const int *n_pos, int head_dim, float scale)
+SH_INLINE void queries(span *b, float (*softmax)(float *, int, float *), float *o, float *m,
+                       float *l, const float *const *q, int n, const int *n_pos, int head_dim,
+                       float scale)
 {
     int most = 0, n_run = (head_dim + SH_RUN - 1) / SH_RUN;
     for (int r = 0; r < 16; r++) { /* a tile that is not full repeats its last query */
@@ -160,9 +162,9 @@ static float (*softmax_row)(float *, int, float *);
 static void (*wide[SH_N_DTYPE])(float *, float *, float *, const float *const *, int, const int *,
                                 const void *const *, const void *const *, int, float);
 
-INLINE void attend(const sh_dtype t, float *o, float *m, float *l, const float *const *q, int n_row,
-                   const int *n_pos, const void *const *kpage, const void *const *vpage,
-                   int head_dim, float scale)
+SH_INLINE void attend(const sh_dtype t, float *o, float *m, float *l, const float *const *q,
+                      int n_row, const int *n_pos, const void *const *kpage,
+                      const void *const *vpage, int head_dim, float scale)
 {
     span b;
     int most = 0;

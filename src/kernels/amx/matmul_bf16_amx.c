@@ -52,7 +52,7 @@ static const uint8_t *tiles_bf16(uint8_t *room, const sh_mat *w, const uint8_t *
 
 /* Four k's of 16 outputs as bytes become two rows of a tile, pairs of bf16(d (q - zero)).
  * fma(q, d, -zero d) is that product rounded once, since zero is a power of two. */
-INLINE void dequantise_four(uint8_t *out, __m512i v, __m512 d, __m512 minus_zero_d)
+SH_INLINE void dequantise_four(uint8_t *out, __m512i v, __m512 d, __m512 minus_zero_d)
 {
     const __m512i byte = _mm512_set1_epi32(255);
     __m512 f0 = _mm512_cvtepi32_ps(_mm512_and_si512(v, byte));
@@ -67,7 +67,7 @@ INLINE void dequantise_four(uint8_t *out, __m512i v, __m512 d, __m512 minus_zero
     pair_row(out + 64, f2, f3);
 }
 
-INLINE __m512 scales(const uint8_t *first, int b)
+SH_INLINE __m512 scales(const uint8_t *first, int b)
 {
     return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(first + (size_t)b * 32)));
 }
@@ -118,7 +118,7 @@ typedef struct job {
 } job;
 
 /* Tile number i (0, 1: the first 16 tokens by both panels; 2, 3: the next m) goes to y. */
-INLINE void put_tile(const job *j, const bool two_tiles, int i, tile_sums *sums)
+SH_INLINE void put_tile(const job *j, const bool two_tiles, int i, tile_sums *sums)
 {
     float *y = j->y + (two_tiles && i >= 2 ? 16 * j->ldy : 0) + (i & 1) * SH_LANES;
     int n = i < 2 ? 16 : j->m;
@@ -132,8 +132,8 @@ INLINE void put_tile(const job *j, const bool two_tiles, int i, tile_sums *sums)
 }
 
 /* One or two panels by one or two tiles of tokens, all slices. */
-INLINE void block(const bool two_tiles, const bool two_panels, const job *j, const sh_mat *w,
-                  int slice_lo, int slice_hi)
+SH_INLINE void block(const bool two_tiles, const bool two_panels, const job *j, const sh_mat *w,
+                     int slice_lo, int slice_hi)
 {
     _Alignas(64)
         tile_sums level[4][5]; /* of each tile: roots of the canonical tree's finished subtrees */
@@ -282,7 +282,7 @@ typedef struct square {
     bool first;          /* the sums begin here */
 } square;
 
-INLINE void square_chunk(const square *q)
+SH_INLINE void square_chunk(const square *q)
 {
     const char *x0 = q->x[0], *x1 = q->x[1];
     const uint8_t *b0 = q->b[0], *b1 = q->b[1];
@@ -315,7 +315,7 @@ INLINE void square_chunk(const square *q)
 }
 
 /* left += right, as the canonical tree adds */
-INLINE void add_square(tile_sums *left, tile_sums *right)
+SH_INLINE void add_square(tile_sums *left, tile_sums *right)
 {
     float *l = left[0][0], *r = right[0][0];
     for (int i = 0; i < 4 * SH_LANES * SH_LANES; i += SH_LANES)
@@ -323,7 +323,7 @@ INLINE void add_square(tile_sums *left, tile_sums *right)
 }
 
 /* A line of y is written as a whole without being read first, where it is one. */
-INLINE void put_past_caches(float *y, __mmask16 rows, __m512 v)
+SH_INLINE void put_past_caches(float *y, __mmask16 rows, __m512 v)
 {
     if (rows == 0xffff && (uintptr_t)y % 64 == 0)
         _mm512_stream_ps(y, v);

@@ -60,7 +60,7 @@ typedef struct work {
 /* Block b of a panel as signed bytes. */
 typedef void unpack_fn(weights *out, const uint8_t *w, int b);
 
-INLINE void unpack_q8_0(weights *out, const uint8_t *w, int b)
+SH_INLINE void unpack_q8_0(weights *out, const uint8_t *w, int b)
 {
     const __m512i flip = _mm512_set1_epi8((char)0x80);
 #pragma GCC unroll 8
@@ -71,7 +71,7 @@ INLINE void unpack_q8_0(weights *out, const uint8_t *w, int b)
     }
 }
 
-INLINE void unpack_q4_0(weights *out, const uint8_t *w, int b)
+SH_INLINE void unpack_q4_0(weights *out, const uint8_t *w, int b)
 {
     const __m512i nibble = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
 #pragma GCC unroll 4
@@ -91,8 +91,8 @@ _Alignas(64) static const int magic[SH_LANES] = {BITS, BITS, BITS, BITS, BITS, B
                                                  BITS, BITS, BITS, BITS, BITS, BITS, BITS, BITS};
 
 /* acc[t] += (float)dot * (scale_w * scale_x), for tokens [lo, hi) of one block */
-INLINE void add_rows(__m512 *acc, const int lo, const int hi, dots *d, __m512 scale_w,
-                     const float *scale_x)
+SH_INLINE void add_rows(__m512 *acc, const int lo, const int hi, dots *d, __m512 scale_w,
+                        const float *scale_x)
 {
     const __m512 m = _mm512_set1_ps(MAGIC);
 #pragma GCC unroll 16
@@ -102,13 +102,13 @@ INLINE void add_rows(__m512 *acc, const int lo, const int hi, dots *d, __m512 sc
     }
 }
 
-INLINE __m512 scales(const uint8_t *scale_w, int b)
+SH_INLINE __m512 scales(const uint8_t *scale_w, int b)
 {
     return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scale_w + b * 32)));
 }
 
 /* The scales lie apart from the weights: those of the next panel are asked for. */
-INLINE void ask_scales(const group *u, size_t panel_bytes, int b)
+SH_INLINE void ask_scales(const group *u, size_t panel_bytes, int b)
 {
     _mm_prefetch((const char *)u->scale_w + panel_bytes + b * 32, _MM_HINT_T0);
 }
@@ -143,8 +143,8 @@ INLINE void ask_scales(const group *u, size_t panel_bytes, int b)
     } while (0)
 
 /* The same for groups that are not whole, one thing after the other. */
-INLINE void some_blocks(unpack_fn *unpack, __m512 *acc, work *k, const group *g, const group *h,
-                        const group *u, dots *now, dots *next)
+SH_INLINE void some_blocks(unpack_fn *unpack, __m512 *acc, work *k, const group *g, const group *h,
+                           const group *u, dots *now, dots *next)
 {
     if (g->n == GROUP) {
         _tile_stored(2, now[2], 64);
@@ -168,8 +168,8 @@ INLINE void some_blocks(unpack_fn *unpack, __m512 *acc, work *k, const group *g,
 
 /* g is scaled, the dots of h are made, u is unpacked. Of a whole group the last two tiles are
  * stored by the step after. */
-INLINE void step(unpack_fn *unpack, work *k, const group *g, const group *h, const group *u,
-                 int parity)
+SH_INLINE void step(unpack_fn *unpack, work *k, const group *g, const group *h, const group *u,
+                    int parity)
 {
     dots *now = k->dot[parity], *next = k->dot[parity ^ 1];
     int depth = __builtin_popcount((unsigned)g->slice); /* see tile_tree */
@@ -204,9 +204,9 @@ static void gather_scales(float (*out)[SH_LANES], const sh_mat *w, const char *x
 
 /* Up to 32 tokens by panels [panel_lo, panel_hi), in one tile or two; if there are fewer than 32
  * two tiles share some tokens. */
-INLINE void run(unpack_fn *unpack, const int block_bytes, float *y, size_t ldy, const sh_mat *w,
-                int panel_lo, int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx,
-                int n_tok)
+SH_INLINE void run(unpack_fn *unpack, const int block_bytes, float *y, size_t ldy, const sh_mat *w,
+                   int panel_lo, int panel_hi, int slice_lo, int slice_hi, const char *x,
+                   size_t ldx, int n_tok)
 {
     work k;
     int n_tile = n_tok > SH_LANES ? 2 : 1, n_row = n_tile == 2 ? SH_LANES : n_tok, at = 0;

@@ -4,13 +4,13 @@
 
 #define WORDS_PAIR(even, odd) pair_native(even, odd)
 typedef uint32_t sh_words __attribute__((vector_size(64)));
-INLINE sh_words pair_native(sh_words even, sh_words odd);
-INLINE void store_far(void *y, sh_words v);
+SH_INLINE sh_words pair_native(sh_words even, sh_words odd);
+SH_INLINE void store_far(void *y, sh_words v);
 #define WORDS_STORE_FAR(y, v) store_far(y, v)
-#define WORDS_TRANSPOSE       INLINE /* 16 of 32 registers */
+#define WORDS_TRANSPOSE       SH_INLINE /* 16 of 32 registers */
 #include "kernels/operands.h"
 
-INLINE void store_far(void *y, sh_words v)
+SH_INLINE void store_far(void *y, sh_words v)
 {
     if ((uintptr_t)y % 64 == 0)
         _mm512_stream_si512(y, (__m512i)v);
@@ -20,18 +20,18 @@ INLINE void store_far(void *y, sh_words v)
 
 /* The lanes that hold a denormal number: of the class of zeros (denormal ones are in it or not, as
  * the thread's mode is), but not zero. */
-INLINE __mmask16 tiny(__m512 v)
+SH_INLINE __mmask16 tiny(__m512 v)
 {
     enum { ZERO = 0x06, DENORMAL = 0x20 };
     return _mm512_mask_test_epi32_mask(_mm512_fpclass_ps_mask(v, ZERO | DENORMAL),
                                        _mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
 }
-INLINE bool any_tiny(__m512 a, __m512 b)
+SH_INLINE bool any_tiny(__m512 a, __m512 b)
 {
     return (tiny(a) | tiny(b)) != 0;
 }
 
-INLINE sh_words pair_native(sh_words even, sh_words odd)
+SH_INLINE sh_words pair_native(sh_words even, sh_words odd)
 {
     __m512 e = _mm512_castsi512_ps((__m512i)even), o = _mm512_castsi512_ps((__m512i)odd);
     if (__builtin_expect(any_tiny(e, o), false)) return words_pair(even, odd);
@@ -41,7 +41,7 @@ INLINE sh_words pair_native(sh_words even, sh_words odd)
 }
 
 /* 32 values of a slice, of which n are there. */
-INLINE void round_run(uint16_t *y, const float *x, int n)
+SH_INLINE void round_run(uint16_t *y, const float *x, int n)
 {
     __mmask16 low = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
     __mmask16 high = n >= 32 ? 0xffff : n > 16 ? (__mmask16)((1u << (n - 16)) - 1) : 0;

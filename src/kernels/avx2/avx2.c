@@ -9,7 +9,6 @@ static void overlay(sh_kernels *k)
     sh_matmul_float_avx2(k);
     sh_vector_avx2(k);
     sh_attention_avx2(k);
-    sh_attend_avx2(k);
     sh_peak_avx2(k);
     sh_operands_avx2(k);
     sh_train_avx2(k);

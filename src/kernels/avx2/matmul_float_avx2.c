@@ -13,8 +13,8 @@ SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const
     for (int k = lo; k < hi; k++) {
         const uint8_t *p = panel + (size_t)k * line;
         _mm_prefetch((const char *)p + SH_AHEAD, _MM_HINT_T0);
-        __m256 w0 = f16 ? sh_f16x8((const uint16_t *)p) : _mm256_loadu_ps((const float *)p);
-        __m256 w1 = f16 ? sh_f16x8((const uint16_t *)p + 8) : _mm256_loadu_ps((const float *)p + 8);
+        __m256 w0 = f16 ? vec_f16((const uint16_t *)p) : _mm256_loadu_ps((const float *)p);
+        __m256 w1 = f16 ? vec_f16((const uint16_t *)p + 8) : _mm256_loadu_ps((const float *)p + 8);
 #pragma GCC unroll 6
         for (int t = 0; t < n; t++) {
             __m256 v = _mm256_broadcast_ss((const float *)(x + (size_t)t * ldx) + k);
@@ -139,7 +139,7 @@ static void bf16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
 
 /* ---- bf16, many tokens; quantised weights that become bf16 ---- */
 
-enum { CHUNK = 8, BF16_MANY = 12 };
+enum { CHUNK = 8, BF16_MANY = 12, RUN_TILE = 6 }; /* runs, tokens, tokens of one sum */
 
 typedef struct runs {
     _Alignas(64) sh_run_w w[CHUNK];
@@ -166,7 +166,7 @@ SH_INLINE void expand4(sh_run_w out, int g, int h, __m256i q, int zero, __m256 d
     for (int i = 0; i < 4; i++) {
         __m256i v = _mm256_and_si256(_mm256_srli_epi32(q, i * 8), byte);
         __m256 f = _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(zero)));
-        __m256i r = sh_round_bf16(_mm256_mul_ps(d, f));
+        __m256i r = (__m256i)vec_round_bf16(_mm256_mul_ps(d, f));
         _mm256_store_ps(&out[i & 1][g * 2 + i / 2][h * 8], _mm256_castsi256_ps(r));
     }
 }
@@ -176,7 +176,7 @@ static void expand_q8(sh_run_w out, const sh_mat *w, const uint8_t *panel, int r
     const uint8_t *p = panel + (size_t)run * 512;
     const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * SH_LANES);
     for (int h = 0; h < 2; h++) {
-        __m256 d = sh_f16x8(scale + run * SH_LANES + h * 8);
+        __m256 d = vec_f16(scale + run * SH_LANES + h * 8);
         for (int g = 0; g < 8; g++)
             expand4(out, g, h, _mm256_loadu_si256((const __m256i *)(p + g * 64 + h * 32)), 128, d);
     }
@@ -189,7 +189,7 @@ static void expand_q4(sh_run_w out, const sh_mat *w, const uint8_t *panel, int r
         (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
     const __m256i low = _mm256_set1_epi8(15);
     for (int h = 0; h < 2; h++) {
-        __m256 d = sh_f16x8(scale + run * SH_LANES + h * 8);
+        __m256 d = vec_f16(scale + run * SH_LANES + h * 8);
         for (int g = 0; g < 4; g++) {
             __m256i v = _mm256_loadu_si256((const __m256i *)(p + g * 64 + h * 32));
             expand4(out, g, h, _mm256_and_si256(v, low), 8, d);
@@ -203,7 +203,7 @@ static void expand_q4(sh_run_w out, const sh_mat *w, const uint8_t *panel, int r
 SH_INLINE void half_run(float *acc, size_t lda, float *kept, float w[SH_RUN / 2][SH_LANES],
                         const uint8_t *x, size_t ldx, const bool odd, int n_k, const int n)
 {
-    __m256 sum[SH_RUN_TILE][2];
+    __m256 sum[RUN_TILE][2];
     for (int t = 0; t < n; t++) sum[t][0] = sum[t][1] = _mm256_setzero_ps();
 #pragma GCC unroll 4
     for (int i = 0; i < (n_k + !odd) / 2; i++) {
@@ -230,31 +230,31 @@ SH_INLINE void half_run(float *acc, size_t lda, float *kept, float w[SH_RUN / 2]
 SH_INLINE void run_sum(float *acc, size_t lda, sh_run_w w, const uint8_t *x, size_t ldx, int n_k,
                        const int n)
 {
-    float kept[SH_RUN_TILE * SH_LANES];
+    float kept[RUN_TILE * SH_LANES];
     half_run(acc, lda, kept, w[0], x, ldx, false, n_k, n);
     half_run(acc, lda, kept, w[1], x, ldx, true, n_k, n);
 }
 
 void sh_run_sums_avx2(float *acc, size_t lda, sh_run_w w, const void *x, size_t ldx, int n_k, int n)
 {
+    const uint8_t *xb = x;
+    for (; n >= RUN_TILE; n -= RUN_TILE, acc += RUN_TILE * lda, xb += RUN_TILE * ldx)
+        run_sum(acc, lda, w, xb, ldx, n_k, RUN_TILE);
     switch (n) {
     case 1:
-        run_sum(acc, lda, w, x, ldx, n_k, 1);
+        run_sum(acc, lda, w, xb, ldx, n_k, 1);
         break;
     case 2:
-        run_sum(acc, lda, w, x, ldx, n_k, 2);
+        run_sum(acc, lda, w, xb, ldx, n_k, 2);
         break;
     case 3:
-        run_sum(acc, lda, w, x, ldx, n_k, 3);
+        run_sum(acc, lda, w, xb, ldx, n_k, 3);
         break;
     case 4:
-        run_sum(acc, lda, w, x, ldx, n_k, 4);
+        run_sum(acc, lda, w, xb, ldx, n_k, 4);
         break;
     case 5:
-        run_sum(acc, lda, w, x, ldx, n_k, 5);
-        break;
-    default:
-        run_sum(acc, lda, w, x, ldx, n_k, 6);
+        run_sum(acc, lda, w, xb, ldx, n_k, 5);
     }
 }
 
@@ -276,11 +276,11 @@ static void run_panel(expand_fn *expand, float *y, size_t ldy, const sh_mat *w, 
             const char *next = (const char *)panel + (size_t)(r + n) * run_bytes;
             for (size_t i = 0; i < (size_t)n * run_bytes; i += 64)
                 _mm_prefetch(next + i, _MM_HINT_T1);
-            for (int t = 0; t < n_tok; t += SH_RUN_TILE)
+            for (int t = 0; t < n_tok; t += RUN_TILE)
                 for (int i = 0; i < n; i++)
                     sh_run_sums_avx2(acc + t * SH_LANES, SH_LANES, chunk.w[i],
                                      x + (size_t)t * ldx + (r + i) * SH_RUN * 2, ldx, SH_RUN,
-                                     n_tok - t < SH_RUN_TILE ? n_tok - t : SH_RUN_TILE);
+                                     n_tok - t < RUN_TILE ? n_tok - t : RUN_TILE);
         }
         for (int t = 0; t < n_tok; t++) sh_tree_push(tree[t], s - slice_lo, acc + t * SH_LANES);
     }

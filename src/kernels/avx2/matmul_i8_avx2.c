@@ -63,7 +63,7 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
                 }
             }
         for (int h = 0; h < 2; h++) {
-            __m256 d = sh_f16x8((const uint16_t *)scale + b * SH_LANES + h * 8);
+            __m256 d = vec_f16((const uint16_t *)scale + b * SH_LANES + h * 8);
             for (int t = 0; t < n; t++)
                 add_block(acc + t * SH_LANES + h * 8, dot[t][h], d,
                           ((const float *)(x + (size_t)t * ldx + kp))[b]);
@@ -120,7 +120,7 @@ static void widen_weights(wide *out, const sh_mat *w, const uint8_t *panel, int 
         for (int i = 0; i < 16; i++)
             widen(out->q[b][i / 2][i % 2], 32, _mm256_xor_si256(load(q + i * 32), flip));
         for (int h = 0; h < 2; h++)
-            _mm256_storeu_ps(out->d[b] + h * 8, sh_f16x8(scale + (b0 + b) * SH_LANES + h * 8));
+            _mm256_storeu_ps(out->d[b] + h * 8, vec_f16(scale + (b0 + b) * SH_LANES + h * 8));
     }
 }
 
@@ -254,8 +254,8 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
                     dot[t][h] = pin(_mm256_add_epi16(dot[t][h], p1));
                 }
             }
-        __m256 d0 = sh_f16x8((const uint16_t *)scale + b * SH_LANES);
-        __m256 d1 = sh_f16x8((const uint16_t *)scale + b * SH_LANES + 8);
+        __m256 d0 = vec_f16((const uint16_t *)scale + b * SH_LANES);
+        __m256 d1 = vec_f16((const uint16_t *)scale + b * SH_LANES + 8);
         for (int t = 0; t < n; t++) {
             const uint8_t *xs = x + (size_t)t * ldx + kp;
             __m256i eight = _mm256_slli_epi32(spread4(xs + kp / 8 + b * 4), 3);

@@ -6,8 +6,6 @@
 
 #include "kernels/kernels.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 void sh_matmul_avx512(sh_kernels *k);
 void sh_vector_avx512(sh_kernels *k);
 void sh_attention_avx512(sh_kernels *k);
@@ -17,52 +15,52 @@ void sh_train_avx512(sh_kernels *k);
 void sh_adamw_avx512(sh_kernels *k);
 
 /* The first n lanes; n may be more than 16. */
-INLINE __mmask16 first_lanes(int n)
+SH_INLINE __mmask16 first_lanes(int n)
 {
     return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
 }
 
-/* Lanes added in halves: 8, 4, 2, 1. */
-INLINE float sum_halves(__m512 v)
-{
-    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
-}
+typedef __m512 vec;
+enum { VEC = 16, VEC_SUMS = 16 };
+#define VEC_LANES 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#include "kernels/vec.h"
 
-/* sh_expf of base/fmath.h, 16 at a time. The power of two is exact, however it is multiplied in. */
-INLINE __m512 exp16(__m512 x)
+SH_INLINE vec vec_fma(vec a, vec b, vec c)
 {
-    const __m512 magic = _mm512_set1_ps(12582912.0f);
-    __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), magic), magic);
-    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.693145752f), x);
-    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-1.42860677e-6f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 720.0f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_scalef_ps(p, n);
-    __mmask16 low = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-    __mmask16 high = _mm512_cmp_ps_mask(x, _mm512_set1_ps(88.7f), _CMP_GT_OQ);
-    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    p = _mm512_mask_mov_ps(p, low, _mm512_setzero_ps());
-    p = _mm512_mask_mov_ps(p, high, _mm512_set1_ps(__builtin_inff()));
-    return _mm512_mask_mov_ps(p, nan, x);
+    return _mm512_fmadd_ps(a, b, c);
 }
-
-/* Rounds to bf16, as bits in the upper half of each lane; the lower half is zero. */
-INLINE __m512i round_bf16(__m512 v)
+SH_INLINE vec vec_load_first(const float *p, int n)
 {
-    __m512i u = _mm512_castps_si512(v);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
-    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    r = _mm512_mask_mov_epi32(r, nan, _mm512_or_si512(u, _mm512_set1_epi32(0x400000)));
-    return _mm512_and_si512(r, _mm512_set1_epi32((int)0xffff0000));
+    return _mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+SH_INLINE void vec_store_first(float *p, vec v, int n)
+{
+    _mm512_mask_storeu_ps(p, first_lanes(n), v);
+}
+SH_INLINE vec vec_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+SH_INLINE vec vec_bf16(const uint16_t *p)
+{
+    __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+}
+SH_INLINE vec vec_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+SH_INLINE void vec_put_f16(uint16_t *out, vec v)
+{
+    _mm256_storeu_si256((__m256i *)out, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+SH_INLINE void vec_put16(uint16_t *out, vec_words v)
+{
+    _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16((__m512i)v));
+}
+SH_INLINE void vec_put8(int8_t *out, vec_words v)
+{
+    _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8((__m512i)v));
 }
 
 #endif

@@ -10,9 +10,9 @@ typedef void slice_fn(const int T, __m512 *acc, const sh_mat *w, const uint8_t *
                       int hi, const char *x, size_t ldx);
 
 /* The sums of T tokens over slices, added as the canonical tree adds them. */
-INLINE void tokens(slice_fn *slice, const int T, float *y, size_t ldy, const sh_mat *w,
-                   const uint8_t *panel, __mmask16 rows, int slice_lo, int slice_hi, const char *x,
-                   size_t ldx)
+SH_INLINE void tokens(slice_fn *slice, const int T, float *y, size_t ldy, const sh_mat *w,
+                      const uint8_t *panel, __mmask16 rows, int slice_lo, int slice_hi,
+                      const char *x, size_t ldx)
 {
     __m512 part[4][8];
     int depth = 0;
@@ -34,8 +34,8 @@ INLINE void tokens(slice_fn *slice, const int T, float *y, size_t ldy, const sh_
     for (int t = 0; t < T; t++) _mm512_mask_storeu_ps(y + (size_t)t * ldy, rows, part[0][t]);
 }
 
-INLINE void run(slice_fn *slice, float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
-                int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
+SH_INLINE void run(slice_fn *slice, float *y, size_t ldy, const sh_mat *w, int panel_lo,
+                   int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
 {
     for (int p = panel_lo; p < panel_hi; p++) {
         const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
@@ -60,8 +60,8 @@ INLINE void run(slice_fn *slice, float *y, size_t ldy, const sh_mat *w, int pane
         run(slice, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);              \
     }
 
-INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
-                      int hi, const char *x, size_t ldx)
+SH_INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                         int hi, const char *x, size_t ldx)
 {
     const float *wf = (const float *)panel;
     (void)w;
@@ -76,8 +76,8 @@ INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_t *
 }
 MATMUL(matmul_f32, slice_f32)
 
-INLINE void slice_f16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
-                      int hi, const char *x, size_t ldx)
+SH_INLINE void slice_f16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                         int hi, const char *x, size_t ldx)
 {
     (void)w;
     for (int k = lo; k < hi; k++) {
@@ -93,15 +93,15 @@ INLINE void slice_f16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *
 MATMUL(matmul_f16, slice_f16)
 
 /* The even and the odd bf16 of 32 activations, as floats: e[16], then o[16]. */
-INLINE void spread_bf16(float *out, const void *x)
+SH_INLINE void spread_bf16(float *out, const void *x)
 {
     __m512i v = _mm512_loadu_si512(x);
     _mm512_storeu_si512(out, _mm512_slli_epi32(v, 16));
     _mm512_storeu_si512(out + 16, _mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000)));
 }
 
-INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
-                       int hi, const char *x, size_t ldx)
+SH_INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                          int hi, const char *x, size_t ldx)
 {
     (void)w;
     for (int k = lo; k < hi; k += SH_RUN) {
@@ -132,7 +132,7 @@ INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
 MATMUL(matmul_bf16, slice_bf16)
 
 /* The scales of block b. They lie apart from the weights: those of the next panel are asked for. */
-INLINE __m512 scales(const uint8_t *first, size_t panel_bytes, int b)
+SH_INLINE __m512 scales(const uint8_t *first, size_t panel_bytes, int b)
 {
     const char *p = (const char *)first + (size_t)b * 32;
     if (!(b & 1)) _mm_prefetch(p + panel_bytes, _MM_HINT_T0);
@@ -140,8 +140,8 @@ INLINE __m512 scales(const uint8_t *first, size_t panel_bytes, int b)
 }
 
 /* acc += (float)(dot - 2^shift * sum of the x's) * (scale_w * scale_x), for block b of one token */
-INLINE __m512 add_block(__m512 acc, __m512i dot, __m512 dw, const char *x, size_t kp, int b,
-                        int shift)
+SH_INLINE __m512 add_block(__m512 acc, __m512i dot, __m512 dw, const char *x, size_t kp, int b,
+                           int shift)
 {
     const float *xd = (const float *)(x + kp);
     const int *sum = (const int *)(xd + kp / SH_RUN);
@@ -150,15 +150,15 @@ INLINE __m512 add_block(__m512 acc, __m512i dot, __m512 dw, const char *x, size_
 }
 
 /* Four k's of x, for every output. */
-INLINE __m512i four(const char *x)
+SH_INLINE __m512i four(const char *x)
 {
     int v;
     __builtin_memcpy(&v, x, sizeof v);
     return _mm512_set1_epi32(v);
 }
 
-INLINE void slice_q8_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
-                       int hi, const char *x, size_t ldx)
+SH_INLINE void slice_q8_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                          int hi, const char *x, size_t ldx)
 {
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
     const uint8_t *scale = panel + kp / SH_RUN * 512;
@@ -186,8 +186,8 @@ INLINE void slice_q8_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t 
 }
 MATMUL(matmul_q8_0_i8, slice_q8_0)
 
-INLINE void slice_q4_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
-                       int hi, const char *x, size_t ldx)
+SH_INLINE void slice_q4_0(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
+                          int hi, const char *x, size_t ldx)
 {
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
     const uint8_t *scale = panel + kp / SH_RUN * 256;
@@ -219,19 +219,19 @@ MATMUL(matmul_q4_0_i8, slice_q4_0)
 
 /* Four k's of 16 outputs, as bytes in `v`, become four rows of bf16(scale * (q - zero)) held as
  * floats. fma(q, d, -zero d) is d (q - zero) rounded once, as zero is a power of two. */
-INLINE void dequantise_four(float (*out)[SH_LANES], __m512i v, __m512 d, __m512 minus_zero_d)
+SH_INLINE void dequantise_four(float (*out)[SH_LANES], __m512i v, __m512 d, __m512 minus_zero_d)
 {
     for (int i = 0; i < 4; i++) {
         __m512i q =
             _mm512_and_si512(_mm512_srli_epi32(v, (unsigned)(8 * i)), _mm512_set1_epi32(255));
         __m512 f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), d, minus_zero_d);
-        _mm512_store_si512(out[i], round_bf16(f));
+        _mm512_store_si512(out[i], (__m512i)vec_round_bf16(f));
     }
 }
 
 /* The bf16 arithmetic over a block of 32 rows of floats. */
-INLINE void bf16_block(const int T, __m512 *acc, float (*wr)[SH_LANES], int b, const char *x,
-                       size_t ldx)
+SH_INLINE void bf16_block(const int T, __m512 *acc, float (*wr)[SH_LANES], int b, const char *x,
+                          size_t ldx)
 {
     float xs[8][32];
     __m512 even[8], odd[8];
@@ -251,8 +251,8 @@ INLINE void bf16_block(const int T, __m512 *acc, float (*wr)[SH_LANES], int b, c
     for (int t = 0; t < T; t++) acc[t] = _mm512_add_ps(acc[t], _mm512_add_ps(even[t], odd[t]));
 }
 
-INLINE void slice_q8_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
-                            int hi, const char *x, size_t ldx)
+SH_INLINE void slice_q8_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel,
+                               int lo, int hi, const char *x, size_t ldx)
 {
     const uint8_t *scale = panel + (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN * 512;
     _Alignas(64) float wr[SH_RUN][SH_LANES];
@@ -268,8 +268,8 @@ INLINE void slice_q8_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uin
 }
 MATMUL(matmul_q8_0_bf16, slice_q8_0_bf16)
 
-INLINE void slice_q4_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
-                            int hi, const char *x, size_t ldx)
+SH_INLINE void slice_q4_0_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel,
+                               int lo, int hi, const char *x, size_t ldx)
 {
     const uint8_t *scale = panel + (size_t)w->kd.kp[w->kd.n_slice] / SH_RUN * 256;
     const __m512i nibble = _mm512_set1_epi8(15);

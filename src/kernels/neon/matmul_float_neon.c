@@ -18,8 +18,7 @@ SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const
         float32x4_t w[4];
         __builtin_prefetch(p + SH_AHEAD);
         for (int i = 0; i < 4; i++)
-            w[i] =
-                f16 ? sh_f16x4((const uint16_t *)p + i * 4) : vld1q_f32((const float *)p + i * 4);
+            w[i] = f16 ? vec_f16((const uint16_t *)p + i * 4) : vld1q_f32((const float *)p + i * 4);
         for (int t = 0; t < n; t++) {
             float v = ((const float *)(x + (size_t)t * ldx))[k];
             for (int i = 0; i < 4; i++) sum[t][i] = vfmaq_n_f32(sum[t][i], w[i], v);
@@ -78,8 +77,8 @@ typedef const uint32_t *run_fn(uint32_t *room, const sh_mat *w, const uint8_t *p
 
 static const uint32_t *run_bf16(uint32_t *room, const sh_mat *w, const uint8_t *panel, int run)
 {
-    const uint8_t *p = panel + (size_t)run * (SH_RUN_PAIRS * sizeof *room);
-    (void)w;
+    const uint8_t *p = panel + (size_t)run * (sizeof(sh_run_w));
+    (void)room, (void)w;
     for (int i = 0; i < 16; i++) __builtin_prefetch(p + SH_AHEAD + i * 64);
     return (const uint32_t *)(const void *)p;
 }
@@ -92,7 +91,7 @@ SH_INLINE void expand4(uint32_t *room, int g, int lane, int32x4_t q, float32x4_t
     int32x4_t v[4] = {vshlq_n_s32(q, 24), vshlq_n_s32(q, 16), vshlq_n_s32(q, 8), q};
     for (int i = 0; i < 4; i++) {
         float32x4_t f = vcvtq_f32_s32(vshrq_n_s32(v[i], 24));
-        r[i] = vmovl_u16(sh_round_bf16(vmulq_f32(d, f)));
+        r[i] = (vec_words)vec_round_bf16(d * f) >> 16;
     }
     for (int i = 0; i < 2; i++)
         vst1q_u32(room + (g * 2 + i) * SH_LANES + lane,
@@ -105,7 +104,7 @@ static const uint32_t *run_q8(uint32_t *room, const sh_mat *w, const uint8_t *pa
     const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * SH_LANES);
     const uint8x16_t flip = vdupq_n_u8(0x80);
     for (int l = 0; l < SH_LANES; l += 4) {
-        float32x4_t d = sh_f16x4(scale + run * SH_LANES + l);
+        float32x4_t d = vec_f16(scale + run * SH_LANES + l);
         for (int g = 0; g < 8; g++)
             expand4(room, g, l, vreinterpretq_s32_u8(veorq_u8(vld1q_u8(p + g * 64 + l * 4), flip)),
                     d);
@@ -120,7 +119,7 @@ static const uint32_t *run_q4(uint32_t *room, const sh_mat *w, const uint8_t *pa
         (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
     const uint8x16_t low = vdupq_n_u8(15), eight = vdupq_n_u8(8);
     for (int l = 0; l < SH_LANES; l += 4) {
-        float32x4_t d = sh_f16x4(scale + run * SH_LANES + l);
+        float32x4_t d = vec_f16(scale + run * SH_LANES + l);
         for (int g = 0; g < 4; g++) {
             uint8x16_t byte = vld1q_u8(p + g * 64 + l * 4);
             expand4(room, g, l, vreinterpretq_s32_u8(vsubq_u8(vandq_u8(byte, low), eight)), d);
@@ -179,12 +178,12 @@ SH_INLINE void run_panel(run_fn *get, float *y, size_t ldy, const sh_mat *w, int
 {
     const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
     float acc[SH_TOKENS * SH_LANES];
-    uint32_t room[SH_RUN_PAIRS];
+    sh_run_w room;
     sh_tree tree[SH_TOKENS];
     for (int s = slice_lo; s < slice_hi; s++) {
         memset(acc, 0, (size_t)n_tok * SH_LANES * sizeof *acc);
         for (int k = w->kd.kp[s]; k < w->kd.kp[s + 1]; k += SH_RUN) {
-            const uint32_t *run = get(room, w, panel, k / SH_RUN);
+            const uint32_t *run = get(room[0], w, panel, k / SH_RUN);
             sh_run_sums_neon(acc, SH_LANES, run, x + k * 2, ldx, SH_RUN, n_tok);
         }
         for (int t = 0; t < n_tok; t++) sh_tree_push(tree[t], s - slice_lo, acc + t * SH_LANES);

@@ -9,7 +9,6 @@ static void overlay(sh_kernels *k)
     sh_matmul_float_neon(k);
     sh_vector_neon(k);
     sh_attention_neon(k);
-    sh_attend_neon(k);
     sh_peak_neon(k);
     sh_operands_neon(k);
     sh_train_neon(k);
