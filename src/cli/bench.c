@@ -5,7 +5,6 @@
  * repetition has the ceiling that this machine's cores set it, measured before and after it: a
  * shared host is another machine every few seconds (bench/README.md). */
 #define _GNU_SOURCE
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,10 +15,11 @@
 #include "base/cpu.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "cli/bench_table.h"
 #include "cli/cli.h"
 #include "shoal.h"
 
-enum { MAX_LIST = 16, MAX_REPEAT = 1000, MAX_ROW = 4096 };
+enum { MAX_LIST = 16, MAX_ROW = 4096 };
 static const double SEEN_S = 1; /* the ceilings are measured again when so long has passed */
 
 typedef struct list {
@@ -35,34 +35,16 @@ typedef struct options {
     bool verbose;
 } options;
 
-typedef enum test_kind { PROMPT, DECODE, BATCH } test_kind;
-
-/* One test: a row of the table. */
-typedef struct row {
-    test_kind kind;
-    int n;     /* tokens of the prompt, steps of decoding */
-    int n_seq; /* sequences at once */
-    int depth; /* positions already in the cache */
-    double tps[MAX_REPEAT];
-    int before[MAX_REPEAT]; /* the last measuring of the ceilings before that repetition */
-    double positions;       /* that a decoded token looked at, the mean */
-    double mean, stddev, median, min, max;
-    double ceiling, ratio; /* medians of the repetitions' */
-    double max_ceiling;    /* by the best of all measurings */
-    shoal_info info;
-} row;
-
 typedef struct bench {
     const options *opt;
     shoal *engine;
-    row *row;
+    sh_bench_row *row;
     int n_row;
     shoal_ceiling *seen; /* (n_seen): the ceilings as they were measured, in order */
     int n_seen;
     double seen_s; /* when the last of them was */
     bool terminal;
-    char model[128];
-    bool printed; /* a row of the output */
+    sh_bench_table table;
     uint64_t seed;
 } bench;
 
@@ -161,7 +143,7 @@ static sh_err time_prompt(bench *b, double *seconds, int n)
 }
 
 /* At a depth: what the prompt takes beyond what its first `depth` tokens alone take. */
-static sh_err run_prompt(bench *b, row *r, double *tps)
+static sh_err run_prompt(bench *b, sh_bench_row *r, double *tps)
 {
     double before, all;
     SH_TRY(time_prompt(b, &before, r->depth));
@@ -172,12 +154,12 @@ static sh_err run_prompt(bench *b, row *r, double *tps)
 }
 
 /* Steps that other sequences' prompts take at most while one decodes already. */
-static int slack_steps(const row *r)
+static int slack_steps(const sh_bench_row *r)
 {
     return (int)((int64_t)r->n_seq * (r->depth + 1) / 64) + r->n_seq + 8;
 }
 
-static sh_err run_decode(bench *b, row *r, double *tps)
+static sh_err run_decode(bench *b, sh_bench_row *r, double *tps)
 {
     uint64_t id[256], last_step = 0, all = (uint64_t)r->n_seq * (uint64_t)r->n, n = 0, n_before = 0;
     int n_begun = 0, n_prompt = r->depth ? r->depth : 1;
@@ -217,15 +199,9 @@ static sh_err run_decode(bench *b, row *r, double *tps)
     return drain(b);
 }
 
-static sh_err run_once(bench *b, row *r, double *tps)
+static sh_err run_once(bench *b, sh_bench_row *r, double *tps)
 {
-    return r->kind == PROMPT ? run_prompt(b, r, tps) : run_decode(b, r, tps);
-}
-
-static void test_name(char out[32], const row *r)
-{
-    static const char *const prefix[] = {"pp", "tg", "b"};
-    snprintf(out, 32, "%s%d", prefix[r->kind], r->kind == BATCH ? r->n_seq : r->n);
+    return r->kind == SH_BENCH_PROMPT ? run_prompt(b, r, tps) : run_decode(b, r, tps);
 }
 
 static sh_err measure(bench *b)
@@ -238,11 +214,11 @@ static sh_err measure(bench *b)
     return SH_OK;
 }
 
-static sh_err run_row(bench *b, row *r)
+static sh_err run_row(bench *b, sh_bench_row *r)
 {
     char name[32];
     double tps;
-    test_name(name, r);
+    sh_bench_name(name, r);
     for (int i = -1; i < b->opt->repeat; i++) { /* the first is a warm-up */
         if (b->terminal)
             fprintf(stderr, "\r\033[K%s @ %d: %d of %d", name, r->depth, i + 1, b->opt->repeat);
@@ -258,14 +234,15 @@ static sh_err run_row(bench *b, row *r)
 
 /* Tokens a second if nothing took time but reading what must be read, or computing what must be
  * computed, whichever takes longer. */
-static double ceiling_tps(const row *r, const shoal_ceiling *c)
+static double ceiling_tps(const sh_bench_row *r, const shoal_ceiling *c)
 {
     const shoal_info *i = &r->info;
-    double n_tok = r->kind == PROMPT ? r->n : r->n_seq, n_head = r->kind == PROMPT ? 1 : r->n_seq;
-    double rate = r->kind == PROMPT ? c->prompt_ops_per_s : c->sampled_ops_per_s;
+    double n_tok = r->kind == SH_BENCH_PROMPT ? r->n : r->n_seq,
+           n_head = r->kind == SH_BENCH_PROMPT ? 1 : r->n_seq;
+    double rate = r->kind == SH_BENCH_PROMPT ? c->prompt_ops_per_s : c->sampled_ops_per_s;
     /* a prompt's tokens share what they read, KV too; sequences share the weights only */
-    double n_kv = r->kind == PROMPT ? 1 : r->n_seq;
-    double kv_pos = r->kind == PROMPT ? r->depth + r->n : r->positions;
+    double n_kv = r->kind == SH_BENCH_PROMPT ? 1 : r->n_seq;
+    double kv_pos = r->kind == SH_BENCH_PROMPT ? r->depth + r->n : r->positions;
     double bytes =
         (double)i->layer_bytes + (double)i->head_bytes + n_kv * kv_pos * (double)i->pos_bytes;
     double ops = n_tok * ((double)i->layer_ops + r->positions * (double)i->pos_ops) +
@@ -298,10 +275,10 @@ static double median(double *v, int n)
 }
 
 /* Each repetition against the mean of the ceilings before and after it. */
-static void sum_up(const bench *b, row *r)
+static void sum_up(const bench *b, sh_bench_row *r)
 {
     shoal_ceiling most = most_seen(b);
-    double ceiling[MAX_REPEAT], ratio[MAX_REPEAT], sum = 0, square = 0;
+    double ceiling[SH_BENCH_MAX_REPEAT], ratio[SH_BENCH_MAX_REPEAT], sum = 0, square = 0;
     int n = b->opt->repeat;
     for (int i = 0; i < n; i++) {
         const shoal_ceiling *seen = &b->seen[r->before[i]];
@@ -320,80 +297,6 @@ static void sum_up(const bench *b, row *r)
     r->max_ceiling = ceiling_tps(r, &most);
 }
 
-/* ---- output ---- */
-
-static double round_to(double v, double unit)
-{
-    return round(v / unit) * unit;
-}
-
-static void print_json(bench *b, const row *r)
-{
-    char name[32];
-    const shoal_info *i = &r->info;
-    test_name(name, r);
-    json_t *j =
-        json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, "
-                  "s:f, s:s, s:s, s:s}",
-                  "test", name, "model", b->model, "type", i->type, "threads", i->n_thread, "ranks",
-                  i->n_rank, "stages", i->n_stage, "depth", r->depth, "batch", r->n_seq, "tps",
-                  round_to(r->mean, 1e-3), "stddev", round_to(r->stddev, 1e-3), "ceiling_tps",
-                  round_to(r->ceiling, 1e-3), "ratio", round_to(r->ratio, 1e-4), "median",
-                  round_to(r->median, 1e-3), "min", round_to(r->min, 1e-3), "max",
-                  round_to(r->max, 1e-3), "max_ceiling_tps", round_to(r->max_ceiling, 1e-3), "cpu",
-                  i->cpu, "arith", i->arith, "kv", i->kv);
-    char *text = j ? json_dumps(j, JSON_REAL_PRECISION(9)) : NULL;
-    printf("%s  %s", b->printed ? ",\n" : "[\n", text ? text : "null");
-    free(text);
-    json_decref(j);
-}
-
-static void print_csv(bench *b, const row *r)
-{
-    char name[32];
-    const shoal_info *i = &r->info;
-    test_name(name, r);
-    if (!b->printed)
-        puts("test,model,type,threads,ranks,stages,depth,batch,tps,stddev,ceiling_tps,ratio,median,"
-             "min,max,max_ceiling_tps,cpu,arith,kv");
-    printf("%s,%s,%s,%d,%d,%d,%d,%d,%.3f,%.3f,%.3f,%.4f,%.3f,%.3f,%.3f,%.3f,%s,%s,%s\n", name,
-           b->model, i->type, i->n_thread, i->n_rank, i->n_stage, r->depth, r->n_seq, r->mean,
-           r->stddev, r->ceiling, r->ratio, r->median, r->min, r->max, r->max_ceiling, i->cpu,
-           i->arith, i->kv);
-}
-
-static void print_md(bench *b, const row *r)
-{
-    char name[64], test[32], speed[64];
-    const shoal_info *i = &r->info;
-    test_name(test, r);
-    snprintf(name, sizeof name, r->depth ? "%s @ d%d" : "%s", test, r->depth);
-    snprintf(speed, sizeof speed, "%.2f ± %.2f", r->mean, r->stddev);
-    if (!b->printed)
-        printf("| %-16s | %-5s | %-6s | %7s | %5s | %6s | %-14s | %17s | %9s | %9s | %5s |\n"
-               "| %s | %s | %s | %s: | %s: | %s: | %s | %s: | %s: | %s: | %s: |\n",
-               "model", "type", "cpu", "threads", "ranks", "stages", "test", "tok/s", "median",
-               "ceiling", "ratio", "----------------", "-----", "------", "------", "----", "-----",
-               "--------------", "----------------", "--------", "--------", "----");
-    /* "±" takes two bytes and one column */
-    printf("| %-16s | %-5s | %-6s | %7d | %5d | %6d | %-14s | %18s | %9.2f | %9.2f | %5.3f |\n",
-           b->model, i->type, i->cpu, i->n_thread, i->n_rank, i->n_stage, name, speed, r->median,
-           r->ceiling, r->ratio);
-}
-
-static void print_row(bench *b, const row *r)
-{
-    const char *o = b->opt->output;
-    if (strcmp(o, "json") == 0)
-        print_json(b, r);
-    else if (strcmp(o, "csv") == 0)
-        print_csv(b, r);
-    else
-        print_md(b, r);
-    fflush(stdout);
-    b->printed = true;
-}
-
 /* The best ceilings, for people. */
 static void print_ceiling(const bench *b)
 {
@@ -404,19 +307,17 @@ static void print_ceiling(const bench *b)
     sh_cpu_name(cpu, sizeof cpu);
     fprintf(stderr,
             "shoal bench: %s; %d threads read at best %.2f GB/s and compute %.1f GOP/s for prompts "
-            "(%s), "
-            "%.1f for "
-            "sampled tokens; loaded in %.2f s; memory %.1f MiB\n",
+            "(%s), %.1f for sampled tokens; loaded in %.2f s; memory %.1f MiB\n",
             cpu, c->n_thread, c->read_bytes_per_s / 1e9, c->prompt_ops_per_s / 1e9, i.arith,
             c->sampled_ops_per_s / 1e9, i.load_s, (double)i.memory_bytes / 1048576.0);
 }
 
 /* ---- the tests ---- */
 
-static void add_row(bench *b, test_kind kind, int n, int n_seq, int depth)
+static void add_row(bench *b, sh_bench_kind kind, int n, int n_seq, int depth)
 {
     if (n > 0 && b->n_row < MAX_ROW)
-        b->row[b->n_row++] = (row){.kind = kind, .n = n, .n_seq = n_seq, .depth = depth};
+        b->row[b->n_row++] = (sh_bench_row){.kind = kind, .n = n, .n_seq = n_seq, .depth = depth};
 }
 
 static sh_err list_tests(bench *b)
@@ -427,11 +328,13 @@ static sh_err list_tests(bench *b)
     SH_TRY(sh_alloc(&b->row, most, sizeof *b->row, "the tests"));
     for (int d = 0; d < o->n_depth.n; d++) {
         int depth = o->n_depth.v[d];
-        for (int i = 0; i < o->n_prompt.n; i++) add_row(b, PROMPT, o->n_prompt.v[i], 1, depth);
-        for (int i = 0; i < o->n_decode.n; i++) add_row(b, DECODE, o->n_decode.v[i], 1, depth);
+        for (int i = 0; i < o->n_prompt.n; i++)
+            add_row(b, SH_BENCH_PROMPT, o->n_prompt.v[i], 1, depth);
+        for (int i = 0; i < o->n_decode.n; i++)
+            add_row(b, SH_BENCH_DECODE, o->n_decode.v[i], 1, depth);
         for (int j = 0; j < o->n_batch.n; j++)
             for (int i = 0; i < o->n_decode.n; i++)
-                add_row(b, BATCH, o->n_decode.v[i], o->n_batch.v[j], depth);
+                add_row(b, SH_BENCH_BATCH, o->n_decode.v[i], o->n_batch.v[j], depth);
     }
     if (!b->n_row) return sh_fail(SH_EARG, "no test: give -p, -n or -b more than 0");
     /* before all tests, after each repetition and its warm-up, after all tests */
@@ -448,8 +351,8 @@ static sh_err run_tests(bench *b, int n_thread)
     o.n_thread = n_thread;
     o.n_slot = 1;
     for (int i = 0; i < b->n_row; i++) {
-        const row *r = &b->row[i];
-        int n = r->depth + 1 + r->n + (r->kind == PROMPT ? 1 : slack_steps(r));
+        const sh_bench_row *r = &b->row[i];
+        int n = r->depth + 1 + r->n + (r->kind == SH_BENCH_PROMPT ? 1 : slack_steps(r));
         if (n > o.n_ctx) o.n_ctx = n;
         if (r->n_seq > o.n_slot) o.n_slot = r->n_seq;
     }
@@ -462,7 +365,7 @@ static sh_err run_tests(bench *b, int n_thread)
     for (int i = 0; i < b->n_row; i++) {
         shoal_get_info(b->engine, &b->row[i].info);
         sum_up(b, &b->row[i]);
-        print_row(b, &b->row[i]);
+        sh_bench_print(&b->table, &b->row[i]);
     }
 out:
     shoal_close(b->engine);
@@ -472,14 +375,15 @@ out:
 
 static sh_err run_bench(const options *o)
 {
-    bench b = {.opt = o, .terminal = isatty(STDERR_FILENO), .seed = 1};
     const char *name = o->shape ? o->shape : strrchr(o->engine.model, '/');
+    bench b = {.opt = o, .terminal = isatty(STDERR_FILENO), .seed = 1};
     sh_err err;
-    snprintf(b.model, sizeof b.model, "%s", name ? name + (*name == '/') : o->engine.model);
+    b.table.output = o->output;
+    b.table.model = name ? name + (*name == '/') : o->engine.model;
     SH_GOTO(list_tests(&b));
     for (int t = 0; t < o->n_thread.n; t++) SH_GOTO(run_tests(&b, o->n_thread.v[t]));
 out:
-    if (b.printed && strcmp(o->output, "json") == 0) puts("\n]");
+    sh_bench_end(&b.table);
     free(b.row);
     free(b.seen);
     return err;
@@ -530,7 +434,7 @@ static int command(int argc, char **argv)
          "prompt tokens in one step; 0: 512"},
         {"-t, --threads", "N,...", SH_FLAG_STR, &o.thread, 0, 0,
          "threads of each rank; 0: the cores, shared out"},
-        {"-r, --repetitions", "N", SH_FLAG_INT, &o.repeat, 1, MAX_REPEAT,
+        {"-r, --repetitions", "N", SH_FLAG_INT, &o.repeat, 1, SH_BENCH_MAX_REPEAT,
          "measurements of each test"},
         {"--tp", "N", SH_FLAG_INT, &e->n_rank, 0, 8, "ranks that share every layer, on this host"},
         {"--ring", "N", SH_FLAG_INT, &e->n_ring, 0, 17,

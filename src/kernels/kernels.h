@@ -74,12 +74,20 @@ void sh_mat_pack(const sh_mat *m, int lo, int hi, const uint8_t *(*row)(const vo
 /* y (n_tok, ldy): y[t][o] for the outputs o of panels [panel_lo, panel_hi) that are below w->rows:
  * the tree sum over slices [slice_lo, slice_hi) of the slice's products with x. slice_lo..slice_hi
  * is one slice or an aligned subtree of the canonical tree (1, 2, 4 or 8 slices). x (n_tok, ldx
- * bytes) in the row's form, aligned to 64. Within a slice, k ascending: F32   acc = fma(w, x, acc),
- * from 0 BF16  per run of 32: even = fma chain over k = 0, 2, ..; odd over 1, 3, ..; from 0; acc +=
- * even + odd quantised weights become bf16(scale * q) first I8    per block: dot = sum of q's,
- * exact; acc = fma((float)dot, scale_w * scale_x, acc) */
+ * bytes) in the row's form, aligned to 64. Within a slice, k ascending:
+ *   F32: acc = fma(w, x, acc), from 0
+ *   BF16: for each run of 32, even = the fma chain over its k's 0, 2, .. and odd over 1, 3, ..,
+ *       from 0; acc += even + odd. Quantised weights become bf16(scale * q) first.
+ *   I8: for each block, dot = the sum of its q's products, exact;
+ *       acc = fma((float)dot, scale_w * scale_x, acc) */
 typedef void sh_matmul_fn(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
                           int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok);
+
+/* The head of such a function, and its arguments to hand on. */
+#define SH_MATMUL(name)                                                                            \
+    static void name(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,            \
+                     int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)
+#define SH_MATMUL_ARGS y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok
 
 /* Where a float32 matrix goes as operands of products: its rows as rows of activations, its columns
  * as such, its columns as rows of a packed matrix. NULL: not there. */

@@ -39,6 +39,25 @@ SH_INLINE void sh_tree_store(float *y, size_t ldy, sh_tree tree, const sh_mat *w
 typedef void sh_sum_fn(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
                        const uint8_t *x, size_t ldx, int n);
 
+/* Such sums of 1 to `most` tokens (4 or 6), where `sum` is compiled for each number. */
+#define SH_SUMS(name, sum, most)                                                                   \
+    static void name(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,            \
+                     const uint8_t *x, size_t ldx, int n)                                          \
+    {                                                                                              \
+        if (n == 1)                                                                                \
+            sum(acc, w, panel, lo, hi, x, ldx, 1);                                                 \
+        else if (n == 2)                                                                           \
+            sum(acc, w, panel, lo, hi, x, ldx, 2);                                                 \
+        else if (n == 3)                                                                           \
+            sum(acc, w, panel, lo, hi, x, ldx, 3);                                                 \
+        else if (most > 4 && n == 4)                                                               \
+            sum(acc, w, panel, lo, hi, x, ldx, 4);                                                 \
+        else if (most > 4 && n == 5)                                                               \
+            sum(acc, w, panel, lo, hi, x, ldx, 5);                                                 \
+        else                                                                                       \
+            sum(acc, w, panel, lo, hi, x, ldx, most);                                              \
+    }
+
 /* The product made of such sums, `tile` tokens at a time, straight from the packed weights. */
 SH_INLINE void sh_product(sh_sum_fn *sum, int tile, float *y, size_t ldy, const sh_mat *w,
                           int panel_lo, int panel_hi, int slice_lo, int slice_hi, const void *x,

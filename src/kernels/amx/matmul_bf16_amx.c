@@ -418,14 +418,13 @@ static sh_matmul_fn *few_bf16, *few_q8_0,
     *few_q4_0; /* for few tokens: the rows below in the table */
 
 #define MATMUL(name, make, few)                                                                    \
-    static void name(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,            \
-                     int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
+    SH_MATMUL(name)                                                                                \
     {                                                                                              \
         size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32;                     \
         if (n_tok < FEW || (make != tiles_bf16 && bytes > GROUP_BYTES / 2))                        \
-            few(y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);                 \
+            few(SH_MATMUL_ARGS);                                                                   \
         else                                                                                       \
-            run(make, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);           \
+            run(make, SH_MATMUL_ARGS);                                                             \
     }
 MATMUL(matmul_bf16, tiles_bf16, few_bf16)
 MATMUL(matmul_q8_0_bf16, tiles_q8_0, few_q8_0)

@@ -263,8 +263,7 @@ SH_INLINE void run(unpack_fn *unpack, const int block_bytes, float *y, size_t ld
 static sh_matmul_fn *few_q8_0, *few_q4_0; /* for few tokens: the rows below in the table */
 
 #define MATMUL(name, unpack, block_bytes, few)                                                     \
-    static void name(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,            \
-                     int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
+    SH_MATMUL(name)                                                                                \
     {                                                                                              \
         int t = 0, fits = w->kd.kp[w->kd.n_slice] <= MAX_BLOCKS * SH_RUN;                          \
         for (int n; fits && panel_lo < panel_hi && n_tok - t >= FEW; t += n) {                     \

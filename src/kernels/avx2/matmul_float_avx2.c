@@ -1,80 +1,8 @@
-/* Products in float32: f32 and f16 weights as one chain in k, bf16 (and weights that become bf16)
- * as chains of even and odd k's over runs of 32. */
+/* Products in float32: f32 and f16 weights by the common source; bf16, and weights that become
+ * bf16, as chains of even and odd k's over runs of 32. */
 #include "kernels/avx2/avx2.h"
 
-/* ---- f32 and f16 ---- */
-
-SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                         size_t ldx, const bool f16, const int n)
-{
-    __m256 sum[6][2];
-    size_t line = f16 ? 32 : 64;
-    for (int t = 0; t < n; t++) sum[t][0] = sum[t][1] = _mm256_setzero_ps();
-    for (int k = lo; k < hi; k++) {
-        const uint8_t *p = panel + (size_t)k * line;
-        _mm_prefetch((const char *)p + SH_AHEAD, _MM_HINT_T0);
-        __m256 w0 = f16 ? vec_f16((const uint16_t *)p) : _mm256_loadu_ps((const float *)p);
-        __m256 w1 = f16 ? vec_f16((const uint16_t *)p + 8) : _mm256_loadu_ps((const float *)p + 8);
-#pragma GCC unroll 6
-        for (int t = 0; t < n; t++) {
-            __m256 v = _mm256_broadcast_ss((const float *)(x + (size_t)t * ldx) + k);
-            sum[t][0] = _mm256_fmadd_ps(w0, v, sum[t][0]);
-            sum[t][1] = _mm256_fmadd_ps(w1, v, sum[t][1]);
-        }
-    }
-    for (int t = 0; t < n; t++) {
-        _mm256_storeu_ps(acc + t * SH_LANES, sum[t][0]);
-        _mm256_storeu_ps(acc + t * SH_LANES + 8, sum[t][1]);
-    }
-}
-
-SH_INLINE void chain_sums(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                          size_t ldx, const bool f16, int n)
-{
-    switch (n) {
-    case 1:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 1);
-        break;
-    case 2:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 2);
-        break;
-    case 3:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 3);
-        break;
-    case 4:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 4);
-        break;
-    case 5:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 5);
-        break;
-    default:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 6);
-    }
-}
-
-static void f32_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                     const uint8_t *x, size_t ldx, int n)
-{
-    (void)w;
-    chain_sums(acc, panel, lo, hi, x, ldx, false, n);
-}
-static void f16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                     const uint8_t *x, size_t ldx, int n)
-{
-    (void)w;
-    chain_sums(acc, panel, lo, hi, x, ldx, true, n);
-}
-
-static void f32_f32(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                    int slice_hi, const void *x, size_t ldx, int n_tok)
-{
-    sh_product(f32_sums, 6, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
-}
-static void f16_f32(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                    int slice_hi, const void *x, size_t ldx, int n_tok)
-{
-    sh_product(f16_sums, 6, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
-}
+#include "kernels/float_rows.h"
 
 /* ---- bf16, few tokens ---- */
 
@@ -235,27 +163,36 @@ SH_INLINE void run_sum(float *acc, size_t lda, sh_run_w w, const uint8_t *x, siz
     half_run(acc, lda, kept, w[1], x, ldx, true, n_k, n);
 }
 
-void sh_run_sums_avx2(float *acc, size_t lda, sh_run_w w, const void *x, size_t ldx, int n_k, int n)
+/* n: at most RUN_TILE */
+static void run_sum_few(float *acc, size_t lda, sh_run_w w, const uint8_t *x, size_t ldx, int n_k,
+                        int n)
 {
-    const uint8_t *xb = x;
-    for (; n >= RUN_TILE; n -= RUN_TILE, acc += RUN_TILE * lda, xb += RUN_TILE * ldx)
-        run_sum(acc, lda, w, xb, ldx, n_k, RUN_TILE);
     switch (n) {
     case 1:
-        run_sum(acc, lda, w, xb, ldx, n_k, 1);
+        run_sum(acc, lda, w, x, ldx, n_k, 1);
         break;
     case 2:
-        run_sum(acc, lda, w, xb, ldx, n_k, 2);
+        run_sum(acc, lda, w, x, ldx, n_k, 2);
         break;
     case 3:
-        run_sum(acc, lda, w, xb, ldx, n_k, 3);
+        run_sum(acc, lda, w, x, ldx, n_k, 3);
         break;
     case 4:
-        run_sum(acc, lda, w, xb, ldx, n_k, 4);
+        run_sum(acc, lda, w, x, ldx, n_k, 4);
         break;
     case 5:
-        run_sum(acc, lda, w, xb, ldx, n_k, 5);
+        run_sum(acc, lda, w, x, ldx, n_k, 5);
+        break;
+    default:
+        run_sum(acc, lda, w, x, ldx, n_k, 6);
     }
+}
+
+void sh_run_sums_avx2(float *acc, size_t lda, sh_run_w w, const void *x, size_t ldx, int n_k, int n)
+{
+    for (int t = 0; t < n; t += RUN_TILE)
+        run_sum_few(acc + (size_t)t * lda, lda, w, (const uint8_t *)x + (size_t)t * ldx, ldx, n_k,
+                    n - t < RUN_TILE ? n - t : RUN_TILE);
 }
 
 /* One panel for n_tok tokens, at most SH_TOKENS. */
@@ -278,9 +215,9 @@ static void run_panel(expand_fn *expand, float *y, size_t ldy, const sh_mat *w, 
                 _mm_prefetch(next + i, _MM_HINT_T1);
             for (int t = 0; t < n_tok; t += RUN_TILE)
                 for (int i = 0; i < n; i++)
-                    sh_run_sums_avx2(acc + t * SH_LANES, SH_LANES, chunk.w[i],
-                                     x + (size_t)t * ldx + (r + i) * SH_RUN * 2, ldx, SH_RUN,
-                                     n_tok - t < RUN_TILE ? n_tok - t : RUN_TILE);
+                    run_sum_few(acc + t * SH_LANES, SH_LANES, chunk.w[i],
+                                x + (size_t)t * ldx + (r + i) * SH_RUN * 2, ldx, SH_RUN,
+                                n_tok - t < RUN_TILE ? n_tok - t : RUN_TILE);
         }
         for (int t = 0; t < n_tok; t++) sh_tree_push(tree[t], s - slice_lo, acc + t * SH_LANES);
     }
@@ -299,29 +236,25 @@ SH_INLINE void run_product(expand_fn *expand, float *y, size_t ldy, const sh_mat
     }
 }
 
-static void bf16_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
-                      int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(bf16_bf16)
 {
     if (n_tok >= BF16_MANY)
-        run_product(expand_bf16, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+        run_product(expand_bf16, SH_MATMUL_ARGS);
     else
-        sh_product(bf16_sums, 2, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+        sh_product(bf16_sums, 2, SH_MATMUL_ARGS);
 }
-static void q8_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                    int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(q8_bf16)
 {
-    run_product(expand_q8, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+    run_product(expand_q8, SH_MATMUL_ARGS);
 }
-static void q4_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                    int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(q4_bf16)
 {
-    run_product(expand_q4, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+    run_product(expand_q4, SH_MATMUL_ARGS);
 }
 
 void sh_matmul_float_avx2(sh_kernels *k)
 {
-    k->matmul[SH_F32][SH_FORM_F32] = f32_f32;
-    k->matmul[SH_F16][SH_FORM_F32] = f16_f32;
+    float_overlay(k);
     k->matmul[SH_BF16][SH_FORM_BF16] = bf16_bf16;
     k->matmul[SH_Q8_0][SH_FORM_BF16] = q8_bf16;
     k->matmul[SH_Q4_0][SH_FORM_BF16] = q4_bf16;

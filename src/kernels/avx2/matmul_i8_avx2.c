@@ -71,23 +71,7 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     }
 }
 
-static void q8_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                    const uint8_t *x, size_t ldx, int n)
-{
-    switch (n) {
-    case 1:
-        q8_sum(acc, w, panel, lo, hi, x, ldx, 1);
-        break;
-    case 2:
-        q8_sum(acc, w, panel, lo, hi, x, ldx, 2);
-        break;
-    case 3:
-        q8_sum(acc, w, panel, lo, hi, x, ldx, 3);
-        break;
-    default:
-        q8_sum(acc, w, panel, lo, hi, x, ldx, 4);
-    }
-}
+SH_SUMS(q8_sums, q8_sum, 4)
 
 /* ---- q8_0, many tokens ---- */
 
@@ -214,14 +198,13 @@ static void q8_many(float *y, size_t ldy, const sh_mat *w, int panel_lo, int pan
     }
 }
 
-static void q8_i8(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                  int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(q8_i8)
 {
     int n_k = w->kd.kp[slice_hi] - w->kd.kp[slice_lo];
     if (n_tok >= Q8_MANY && n_k > 0 && WIDE_K / n_k >= Q8_MANY)
-        q8_many(y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+        q8_many(SH_MATMUL_ARGS);
     else
-        sh_product(q8_sums, 4, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+        sh_product(q8_sums, 4, SH_MATMUL_ARGS);
 }
 
 /* ---- q4_0 ---- */
@@ -268,28 +251,11 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     }
 }
 
-static void q4_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                    const uint8_t *x, size_t ldx, int n)
-{
-    switch (n) {
-    case 1:
-        q4_sum(acc, w, panel, lo, hi, x, ldx, 1);
-        break;
-    case 2:
-        q4_sum(acc, w, panel, lo, hi, x, ldx, 2);
-        break;
-    case 3:
-        q4_sum(acc, w, panel, lo, hi, x, ldx, 3);
-        break;
-    default:
-        q4_sum(acc, w, panel, lo, hi, x, ldx, 4);
-    }
-}
+SH_SUMS(q4_sums, q4_sum, 4)
 
-static void q4_i8(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                  int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(q4_i8)
 {
-    sh_product(q4_sums, 4, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+    sh_product(q4_sums, 4, SH_MATMUL_ARGS);
 }
 
 void sh_matmul_i8_avx2(sh_kernels *k)

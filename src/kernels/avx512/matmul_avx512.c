@@ -54,10 +54,9 @@ SH_INLINE void run(slice_fn *slice, float *y, size_t ldy, const sh_mat *w, int p
 }
 
 #define MATMUL(name, slice)                                                                        \
-    static void name(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,            \
-                     int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
+    SH_MATMUL(name)                                                                                \
     {                                                                                              \
-        run(slice, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);              \
+        run(slice, SH_MATMUL_ARGS);                                                                \
     }
 
 SH_INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,

@@ -42,10 +42,9 @@ static void run(slice_fn *slice, float *y, size_t ldy, const sh_mat *w, int pane
 }
 
 #define MATMUL(name, slice)                                                                        \
-    static void name(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,            \
-                     int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
+    SH_MATMUL(name)                                                                                \
     {                                                                                              \
-        run(slice, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);              \
+        run(slice, SH_MATMUL_ARGS);                                                                \
     }
 
 static void slice_f32(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,

@@ -1,74 +1,10 @@
-/* Products in float32: f32 and f16 weights as one chain in k, bf16 (and weights that become bf16)
- * as chains of even and odd k's over runs of 32. */
+/* Products in float32: f32 and f16 weights by the common source; bf16, and weights that become
+ * bf16, as chains of even and odd k's over runs of 32. */
 #include "kernels/neon/neon.h"
 
-enum { TILE = 4, RUN_TILE = 2 };
+#include "kernels/float_rows.h"
 
-/* ---- f32 and f16 ---- */
-
-SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                         size_t ldx, const bool f16, const int n)
-{
-    float32x4_t sum[TILE][4];
-    size_t line = f16 ? 32 : 64;
-    for (int t = 0; t < n; t++)
-        for (int i = 0; i < 4; i++) sum[t][i] = vdupq_n_f32(0);
-    for (int k = lo; k < hi; k++) {
-        const uint8_t *p = panel + (size_t)k * line;
-        float32x4_t w[4];
-        __builtin_prefetch(p + SH_AHEAD);
-        for (int i = 0; i < 4; i++)
-            w[i] = f16 ? vec_f16((const uint16_t *)p + i * 4) : vld1q_f32((const float *)p + i * 4);
-        for (int t = 0; t < n; t++) {
-            float v = ((const float *)(x + (size_t)t * ldx))[k];
-            for (int i = 0; i < 4; i++) sum[t][i] = vfmaq_n_f32(sum[t][i], w[i], v);
-        }
-    }
-    for (int t = 0; t < n; t++)
-        for (int i = 0; i < 4; i++) vst1q_f32(acc + t * SH_LANES + i * 4, sum[t][i]);
-}
-
-SH_INLINE void chain_sums(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                          size_t ldx, const bool f16, int n)
-{
-    switch (n) {
-    case 1:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 1);
-        break;
-    case 2:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 2);
-        break;
-    case 3:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 3);
-        break;
-    default:
-        chain_sum(acc, panel, lo, hi, x, ldx, f16, 4);
-    }
-}
-
-static void f32_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                     const uint8_t *x, size_t ldx, int n)
-{
-    (void)w;
-    chain_sums(acc, panel, lo, hi, x, ldx, false, n);
-}
-static void f16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                     const uint8_t *x, size_t ldx, int n)
-{
-    (void)w;
-    chain_sums(acc, panel, lo, hi, x, ldx, true, n);
-}
-
-static void f32_f32(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                    int slice_hi, const void *x, size_t ldx, int n_tok)
-{
-    sh_product(f32_sums, TILE, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
-}
-static void f16_f32(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                    int slice_hi, const void *x, size_t ldx, int n_tok)
-{
-    sh_product(f16_sums, TILE, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
-}
+enum { RUN_TILE = 2 };
 
 /* ---- bf16 ---- */
 
@@ -203,26 +139,22 @@ SH_INLINE void run_product(run_fn *get, float *y, size_t ldy, const sh_mat *w, i
     }
 }
 
-static void bf16_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
-                      int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(bf16_bf16)
 {
-    run_product(run_bf16, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+    run_product(run_bf16, SH_MATMUL_ARGS);
 }
-static void q8_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                    int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(q8_bf16)
 {
-    run_product(run_q8, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+    run_product(run_q8, SH_MATMUL_ARGS);
 }
-static void q4_bf16(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                    int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(q4_bf16)
 {
-    run_product(run_q4, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+    run_product(run_q4, SH_MATMUL_ARGS);
 }
 
 void sh_matmul_float_neon(sh_kernels *k)
 {
-    k->matmul[SH_F32][SH_FORM_F32] = f32_f32;
-    k->matmul[SH_F16][SH_FORM_F32] = f16_f32;
+    float_overlay(k);
     k->matmul[SH_BF16][SH_FORM_BF16] = bf16_bf16;
     k->matmul[SH_Q8_0][SH_FORM_BF16] = q8_bf16;
     k->matmul[SH_Q4_0][SH_FORM_BF16] = q4_bf16;

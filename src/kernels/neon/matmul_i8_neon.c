@@ -78,50 +78,16 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     }
 }
 
-static void q8_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                    const uint8_t *x, size_t ldx, int n)
-{
-    switch (n) {
-    case 1:
-        q8_sum(acc, w, panel, lo, hi, x, ldx, 1);
-        break;
-    case 2:
-        q8_sum(acc, w, panel, lo, hi, x, ldx, 2);
-        break;
-    case 3:
-        q8_sum(acc, w, panel, lo, hi, x, ldx, 3);
-        break;
-    default:
-        q8_sum(acc, w, panel, lo, hi, x, ldx, 4);
-    }
-}
-static void q4_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                    const uint8_t *x, size_t ldx, int n)
-{
-    switch (n) {
-    case 1:
-        q4_sum(acc, w, panel, lo, hi, x, ldx, 1);
-        break;
-    case 2:
-        q4_sum(acc, w, panel, lo, hi, x, ldx, 2);
-        break;
-    case 3:
-        q4_sum(acc, w, panel, lo, hi, x, ldx, 3);
-        break;
-    default:
-        q4_sum(acc, w, panel, lo, hi, x, ldx, 4);
-    }
-}
+SH_SUMS(q8_sums, q8_sum, 4)
+SH_SUMS(q4_sums, q4_sum, 4)
 
-static void q8_i8(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                  int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(q8_i8)
 {
-    sh_product(q8_sums, TILE, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+    sh_product(q8_sums, TILE, SH_MATMUL_ARGS);
 }
-static void q4_i8(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                  int slice_hi, const void *x, size_t ldx, int n_tok)
+SH_MATMUL(q4_i8)
 {
-    sh_product(q4_sums, TILE, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, n_tok);
+    sh_product(q4_sums, TILE, SH_MATMUL_ARGS);
 }
 
 void sh_matmul_i8_neon(sh_kernels *k)

@@ -120,33 +120,28 @@ SH_INLINE void sum(const bool q8, float *acc, const sh_mat *w, const uint8_t *pa
     }
 }
 
-#define SUMS(name, q8)                                                                             \
-    static void name(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,            \
-                     const uint8_t *x, size_t ldx, int n)                                          \
-    {                                                                                              \
-        if (n == 1)                                                                                \
-            sum(q8, acc, w, panel, lo, hi, x, ldx, 1);                                             \
-        else if (n == 2)                                                                           \
-            sum(q8, acc, w, panel, lo, hi, x, ldx, 2);                                             \
-        else if (n == 3)                                                                           \
-            sum(q8, acc, w, panel, lo, hi, x, ldx, 3);                                             \
-        else                                                                                       \
-            sum(q8, acc, w, panel, lo, hi, x, ldx, TILE);                                          \
-    }
-SUMS(q8_sums, true)
-SUMS(q4_sums, false)
+SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                      const uint8_t *x, size_t ldx, const int n)
+{
+    sum(true, acc, w, panel, lo, hi, x, ldx, n);
+}
+SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
+                      const uint8_t *x, size_t ldx, const int n)
+{
+    sum(false, acc, w, panel, lo, hi, x, ldx, n);
+}
+SH_SUMS(q8_sums, q8_sum, TILE)
+SH_SUMS(q4_sums, q4_sum, TILE)
 
 static sh_matmul_fn *one_q8_0, *one_q4_0; /* for one token: the rows below in the table */
 
 #define MATMUL(name, sums, one)                                                                    \
-    static void name(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,            \
-                     int slice_lo, int slice_hi, const void *x, size_t ldx, int n_tok)             \
+    SH_MATMUL(name)                                                                                \
     {                                                                                              \
         if (n_tok == 1)                                                                            \
             one(y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, 1);                     \
         else                                                                                       \
-            sh_product(sums, TILE, y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx,      \
-                       n_tok);                                                                     \
+            sh_product(sums, TILE, SH_MATMUL_ARGS);                                                \
     }
 MATMUL(q8_i8, q8_sums, one_q8_0)
 MATMUL(q4_i8, q4_sums, one_q4_0)
