@@ -171,8 +171,8 @@ SPENT = {
     "products": r"matmul_.*|group|four_parts|run(\..*)?",
     "weights to bf16": r"tiles_.*",
     "attention": r"attend_.*|scores_.*|values_.*|softmax_.*|merge_share",
-    "cache, rotations": r"put_(f32|f16|bf16|q8_0)|rope|store_share",
-    "rows": r"rmsnorm|layernorm|add|self_add_sum|silu_mul|gelu|prepare_.*|norm_row|act_row|rows_share",
+    "cache, rotations": r"put_(f32|f16|bf16|q8_0)|rope|store_block",
+    "rows": r"rmsnorm|layernorm|add|self_add_sum|silu_mul|gelu|prepare_.*|norm_row|act_row|rows_block",
     "sampling": r"sh_sample|select_best|sort_all",
     "waiting": r"sh_pool_run|thread_main",
 }

@@ -139,3 +139,30 @@ void sh_pool_run(sh_pool *p, void (*fn)(void *, int, int), void *arg)
         wait_change(p, &p->done, n);
     sh_cpu_leave(state);
 }
+
+typedef struct each_job {
+    void (*fn)(void *arg, int i, int thread);
+    void *arg;
+    int n;
+    atomic_int taken;
+} each_job;
+
+static void each_share(void *arg, int thread, int n_thread)
+{
+    each_job *j = arg;
+    (void)n_thread;
+    for (int i; (i = atomic_fetch_add(&j->taken, 1)) < j->n;) j->fn(j->arg, i, thread);
+}
+
+void sh_pool_each(sh_pool *p, int n, void (*fn)(void *, int, int), void *arg)
+{
+    each_job j = {.fn = fn, .arg = arg, .n = n};
+    atomic_init(&j.taken, 0);
+    if (n > 1) {
+        sh_pool_run(p, each_share, &j);
+    } else if (n == 1) {
+        uint64_t state = sh_cpu_enter();
+        fn(arg, 0, 0);
+        sh_cpu_leave(state);
+    }
+}

@@ -19,6 +19,10 @@ int sh_pool_n_thread(const sh_pool *p);
  * set as by sh_cpu_enter. From one thread at a time. */
 void sh_pool_run(sh_pool *p, void (*fn)(void *arg, int thread, int n_thread), void *arg);
 
+/** Calls fn(arg, i, thread) for every i in [0, n), each on a thread that has nothing else to do,
+ * and returns when all are done. One alone is done by the caller. */
+void sh_pool_each(sh_pool *p, int n, void (*fn)(void *arg, int i, int thread), void *arg);
+
 /** Thread `i` of `n` does the items [*lo, *hi) of n_item. */
 static inline void sh_share(int n_item, int i, int n, int *lo, int *hi)
 {

@@ -1,8 +1,9 @@
 /* Work is counted in units: one span of positions (SH_SPAN, at multiples of it) that one block of
- * tokens looks at with the heads of one KV head. Each thread takes a run of units, as many as any
- * other. So a token's spans may be several threads' work: each span is summed by itself anyhow, and
- * who sums it changes nothing. The thread that has the first span merges what it has; the others
- * leave their parts, which are merged in ascending order when all are done. */
+ * tokens looks at with the heads of one KV head. Of single tokens each thread takes a run of units,
+ * as many as any other. So a token's spans may be several threads' work: each span is summed by
+ * itself anyhow, and who sums it changes nothing. The thread that has the first span merges what it
+ * has; the others leave their parts, which are merged in ascending order when all are done. From
+ * the first block of several tokens on, blocks go to whichever thread is free. */
 #include "model/attend.h"
 
 #include <assert.h>
@@ -61,10 +62,11 @@ static item item_at(const attend_job *j, long unit)
     return i;
 }
 
-/* Where the units of a thread begin; those of the last one end where thread n_thread's begin. */
+/* Where the units of a thread begin, of those before block n_single; those of the last one end
+ * where thread n_thread's begin. */
 static long first_unit(const sh_forward *f, int thread, int n_thread)
 {
-    return f->unit[f->n_block] * n_kv_head(f) * thread / n_thread;
+    return f->unit[f->n_single] * n_kv_head(f) * thread / n_thread;
 }
 
 /* ---- scratch of a thread ---- */
@@ -243,28 +245,42 @@ static void attend_prompt(const sh_forward *f, int t0, int t1, int h0, int h1, i
 
 /* ---- threads ---- */
 
+/* An item by itself. */
+static void attend_whole(const attend_job *j, const item *i, int thread)
+{
+    const sh_forward *f = j->f;
+    sh_range heads = heads_of(f, i->kv);
+    for (int h = heads.lo, n; i->prompt && h < heads.hi; h += n) {
+        n = heads.hi - h < AT_ONCE ? heads.hi - h : AT_ONCE;
+        attend_prompt(f, i->tok.lo, i->tok.hi, h, h + n, j->layer, i->kv, scratch_of(f, thread));
+    }
+    for (int t = i->tok.lo; !i->prompt && t < i->tok.hi; t++)
+        attend_token(j, t, i->kv, 0, f->tok_pos[t] / SH_SPAN + 1, thread);
+}
+
 static void attend_share(void *arg, int thread, int n_thread)
 {
     const attend_job *j = arg;
-    const sh_forward *f = j->f;
-    long lo = first_unit(f, thread, n_thread), hi = first_unit(f, thread + 1, n_thread);
+    long lo = first_unit(j->f, thread, n_thread), hi = first_unit(j->f, thread + 1, n_thread);
     item i;
     for (long at = lo; at < hi; at = i.end) {
         i = item_at(j, at);
-        if (!i.whole) {
-            long end = i.end < hi ? i.end : hi;
-            attend_token(j, i.tok.lo, i.kv, at - i.first, end - i.first, thread);
-        }
-        if (!i.whole || i.first < lo)
-            continue; /* whole, and the thread before has its first unit */
-        sh_range heads = heads_of(f, i.kv);
-        for (int h = heads.lo, n; i.prompt && h < heads.hi; h += n) {
-            n = heads.hi - h < AT_ONCE ? heads.hi - h : AT_ONCE;
-            attend_prompt(f, i.tok.lo, i.tok.hi, h, h + n, j->layer, i.kv, scratch_of(f, thread));
-        }
-        for (int t = i.tok.lo; !i.prompt && t < i.tok.hi; t++)
-            attend_token(j, t, i.kv, 0, f->tok_pos[t] / SH_SPAN + 1, thread);
+        if (!i.whole)
+            attend_token(j, i.tok.lo, i.kv, at - i.first, (i.end < hi ? i.end : hi) - i.first,
+                         thread);
+        else if (i.first >= lo) /* else the thread before has its first unit */
+            attend_whole(j, &i, thread);
     }
+}
+
+/* Item n of those from block n_single on, from the last, which looks at most. */
+static void attend_block(void *arg, int n, int thread)
+{
+    const attend_job *j = arg;
+    int n_kv = n_kv_head(j->f), block = j->f->n_block - 1 - n / n_kv;
+    const long *unit = j->f->unit + block;
+    item i = item_at(j, unit[0] * n_kv + n % n_kv * (unit[1] - unit[0]));
+    attend_whole(j, &i, thread);
 }
 
 /* Whether a thread has begun an item that others go on with: its last one. */
@@ -302,13 +318,13 @@ void sh_attend(sh_forward *f, int layer, bool bf16)
 {
     attend_job j = {f, layer, bf16};
     item i;
+    bool left = false;
     int n_thread = sh_pool_n_thread(f->pool);
-    sh_pool_run(f->pool, attend_share, &j);
-    for (int t = 0; t < n_thread; t++)
-        if (left_over(&j, t, n_thread, &i)) {
-            sh_pool_run(f->pool, merge_share, &j);
-            return;
-        }
+    sh_pool_each(f->pool, (f->n_block - f->n_single) * n_kv_head(f), attend_block, &j);
+    /* after them, as what is left to be merged stays in a thread's scratch */
+    if (f->n_single > 0) sh_pool_run(f->pool, attend_share, &j);
+    for (int t = 0; t < n_thread; t++) left = left || left_over(&j, t, n_thread, &i);
+    if (left) sh_pool_run(f->pool, merge_share, &j);
 }
 
 /* Blocks of tokens: single ones, or if some layer attends in bf16 as many of one prompt as make up
@@ -316,7 +332,7 @@ void sh_attend(sh_forward *f, int layer, bool bf16)
 void sh_attend_begin(sh_forward *f, const sh_step *step)
 {
     int group = (int)group_of(f), t = 0;
-    f->n_block = 0;
+    f->n_block = f->n_single = 0;
     f->unit[0] = 0;
     for (uint32_t i = 0; i < step->n_seq; i++) {
         int n = step->seq[i].prompt && f->attend_bf16 && group < SH_ROWS ? SH_ROWS / group : 1;
@@ -325,6 +341,7 @@ void sh_attend_begin(sh_forward *f, const sh_step *step)
             f->block[f->n_block] = (sh_range){t, t + n};
             f->unit[f->n_block + 1] = f->unit[f->n_block] + f->tok_pos[t + n - 1] / SH_SPAN + 1;
             f->n_block++;
+            if (n == 1 && f->n_single == f->n_block - 1) f->n_single++;
         }
     }
 }

@@ -15,6 +15,13 @@ static int n_of(const sh_forward *f, sh_dim d)
     return sh_range_n(f->plan->local[d]);
 }
 
+/* Tokens that a thread takes at once of n, where each is done by itself. */
+static int tokens_at_once(const sh_forward *f, int n)
+{
+    int some = n / (4 * sh_pool_n_thread(f->pool));
+    return some < 1 ? 1 : some > 8 ? 8 : some;
+}
+
 /* ---- rows of activations, and products with them ---- */
 
 /* Rows of floats, one for each token. They are made by the thread that needs them first, one at a
@@ -79,22 +86,29 @@ typedef struct rows_job {
     const sh_kdim *kd; /* prepared for a matrix of these k's in that form; NULL: only made */
     sh_form form;
     int lo, hi; /* tokens */
+    int step;   /* of a block */
 } rows_job;
 
-static void rows_share(void *arg, int thread, int n_thread)
+static void rows_block(void *arg, int i, int thread)
 {
     const rows_job *j = arg;
     const sh_forward *f = j->f;
-    int lo, hi;
+    int lo = j->lo + i * j->step, hi = lo + j->step < j->hi ? lo + j->step : j->hi;
+    (void)thread;
     size_t n = j->kd ? (size_t)j->kd->k[j->kd->n_slice] : 0;
     size_t stride = j->kd ? sh_form_bytes(j->form, j->kd) : 0;
-    sh_share(j->hi - j->lo, thread, n_thread, &lo, &hi);
-    for (int t = j->lo + lo; t < j->lo + hi; t++) {
+    for (int t = lo; t < hi; t++) {
         if (j->make && j->in->make) j->in->make(f, j->in->arg, t);
         if (!j->kd) continue;
         f->k->prepare[j->form]((char *)f->act[j->form] + (size_t)t * stride,
                                j->in->x + (size_t)t * n, j->kd);
     }
+}
+
+static void make_rows(sh_forward *f, rows_job j)
+{
+    j.step = tokens_at_once(f, j.hi - j.lo);
+    sh_pool_each(f->pool, (j.hi - j.lo + j.step - 1) / j.step, rows_block, &j);
 }
 
 /* One matrix of a group that is multiplied by the same x. */
@@ -188,8 +202,8 @@ static void matmul(sh_forward *f, const product *p, int n_product, const rows *x
             unsigned bit = 1u << (form[part] * 2 + part);
             if ((done & bit) || bound[part] == bound[part + 1]) continue;
             done |= bit;
-            rows_job rj = {f, x, !made[part], &m->kd, form[part], bound[part], bound[part + 1]};
-            sh_pool_run(f->pool, rows_share, &rj);
+            make_rows(f, (rows_job){f, x, !made[part], &m->kd, form[part], bound[part],
+                                    bound[part + 1], 0});
             made[part] = true;
         }
         j.n_panel += m->n_panel;
@@ -213,16 +227,18 @@ static void matmul_part(sh_forward *f, const sh_weight *w, const rows *x, int su
 typedef struct store_job {
     const sh_forward *f;
     int layer; /* of this stage */
+    int step;  /* tokens of a block */
 } store_job;
 
 /* Rotates q and k of some tokens and puts k and v into the cache. */
-static void store_share(void *arg, int thread, int n_thread)
+static void store_block(void *arg, int i, int thread)
 {
     const store_job *j = arg;
     const sh_forward *f = j->f;
-    int lo, hi, head_dim = f->config->head_dim, n_rot = f->config->n_rot;
+    int lo = i * j->step, hi = lo + j->step < f->n_tok ? lo + j->step : f->n_tok;
+    (void)thread;
+    int head_dim = f->config->head_dim, n_rot = f->config->n_rot;
     int n_q = n_of(f, SH_DIM_Q), n_kv = n_of(f, SH_DIM_KV);
-    sh_share(f->n_tok, thread, n_thread, &lo, &hi);
     for (int t = lo; t < hi; t++) {
         const float *c = f->cos + (size_t)t * (n_rot / 2), *s = f->sin + (size_t)t * (n_rot / 2);
         float *k = f->kk + (size_t)t * n_kv, *v = f->v + (size_t)t * n_kv;
@@ -234,6 +250,12 @@ static void store_share(void *arg, int thread, int n_thread)
                                        sh_kv_v(f->kv, slot, pos / SH_PAGE, j->layer, h),
                                        k + h * head_dim, v + h * head_dim, pos % SH_PAGE, head_dim);
     }
+}
+
+static void store(sh_forward *f, int l)
+{
+    store_job j = {f, l, tokens_at_once(f, f->n_tok)};
+    sh_pool_each(f->pool, (f->n_tok + j.step - 1) / j.step, store_block, &j);
 }
 
 /* ---- feed forward and residual ---- */
@@ -276,7 +298,7 @@ static sh_err layer(sh_forward *f, int l, float *x)
 
     if (l > 0) SH_TRY(meet_after(f, &j, w - 1));
     matmul(f, in, parallel ? n_qkv + n_ffn : n_qkv, &normed, whole, f->n_sampled, f->n_tok);
-    sh_pool_run(f->pool, store_share, &(store_job){f, l});
+    store(f, l);
     sh_attend(f, l, attends_in_bf16(f, w));
     matmul_part(f, &w->wo, &(rows){f->ao, NULL, NULL}, 0);
     if (!parallel) {
@@ -327,7 +349,7 @@ sh_err sh_forward_layers(sh_forward *f, const sh_step *step, float *x)
     norm_job j = {.x = x};
     SH_TRY(meet_after(f, &j, &f->w->layer[n_layer - 1]));
     const rows last = {x, norm_row, &j};
-    sh_pool_run(f->pool, rows_share, &(rows_job){f, &last, true, NULL, 0, 0, f->n_tok});
+    make_rows(f, (rows_job){f, &last, true, NULL, 0, 0, f->n_tok, 0});
     return SH_OK;
 }
 

@@ -45,9 +45,9 @@ typedef struct sh_forward {
     int n_tok, n_sampled; /* of the step under way: the first n_sampled tokens are sampled ones */
     sh_range *block;      /* n_block runs of tokens that attention takes together */
     long *unit;           /* (n_block + 1): units of work (attend.c) before each, for one KV head */
-    int n_block;
-    sh_taken *taken;  /* (n_thread): panels of its share that are taken, in a product */
-    bool attend_bf16; /* prompts of some layer attend in bf16 */
+    int n_block, n_single; /* of these the first n_single are single tokens */
+    sh_taken *taken;       /* (n_thread): panels of its share that are taken, in a product */
+    bool attend_bf16;      /* prompts of some layer attend in bf16 */
 } sh_forward;
 
 enum { SH_ROWS = 128 }; /* queries that attention takes together at most */

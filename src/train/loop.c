@@ -224,30 +224,6 @@ static sh_err show_sample(run *r)
     return r->hooks->saved(r->hooks->arg, path, ids, n);
 }
 
-/* Losses of both texts, the checkpoint, row, picture, sample. */
-static sh_err evaluate(run *r)
-{
-    double start = now_s(), train, val;
-    SH_TRY(mean_loss(r, &train, &r->train));
-    SH_TRY(mean_loss(r, &val, &r->val));
-    if (!isfinite(train) || !isfinite(val)) return fail_not_finite(r, "the loss", NULL);
-    if (r->at.iter == 0) r->loss = train;
-    bool better = val < r->at.best_val;
-    if (better) r->at.best_val = val;
-    r->at.n_worse = better ? 0 : r->at.n_worse + 1;
-    SH_TRY(add_row(r, val));
-    SH_TRY(save(r, better || r->s->always_update));
-    if (r->group->rank) return SH_OK;
-    if (r->at.iter > 0) sh_report_draw(&r->report);
-    sh_log(SH_LOG_INFO, "iter %" PRId64 ": evaluation: train loss %.4f, validation loss %.4f%s",
-           r->at.iter, train, val, better ? ", the best so far" : "");
-    if (r->at.iter > 0) SH_TRY(show_sample(r));
-    r->eval_s = now_s() - start;
-    return SH_OK;
-}
-
-/* ---- progress ---- */
-
 static void peak_share(void *arg, int thread, int n_thread)
 {
     run *r = arg;
@@ -255,11 +231,12 @@ static void peak_share(void *arg, int thread, int n_thread)
     r->ops[thread] = r->kernels.peak[sh_products_form(&r->products)](r->n_round);
 }
 
-/* The most that all ranks' cores do in this type, measured by all at once. */
+/* The most that all ranks' cores do in this type now, measured by all at once: on a shared host
+ * that changes. */
 static sh_err measure_peak(run *r)
 {
     float best = 0, all;
-    SH_TRY(sh_alloc(&r->ops, (size_t)r->o->n_thread, sizeof *r->ops, "the measuring"));
+    if (!r->ops) SH_TRY(sh_alloc(&r->ops, (size_t)r->o->n_thread, sizeof *r->ops, "the measuring"));
     *sh_group_part(r->group, 0) = 0;
     SH_TRY(sh_group_sum(r->group, &all, 1)); /* all begin */
     r->n_round = 1000;
@@ -280,6 +257,31 @@ static sh_err measure_peak(run *r)
     r->peak = (double)all;
     return SH_OK;
 }
+
+/* Losses of both texts, the checkpoint, row, picture, sample. */
+static sh_err evaluate(run *r)
+{
+    double start = now_s(), train, val;
+    SH_TRY(mean_loss(r, &train, &r->train));
+    SH_TRY(mean_loss(r, &val, &r->val));
+    if (!isfinite(train) || !isfinite(val)) return fail_not_finite(r, "the loss", NULL);
+    SH_TRY(measure_peak(r));
+    if (r->at.iter == 0) r->loss = train;
+    bool better = val < r->at.best_val;
+    if (better) r->at.best_val = val;
+    r->at.n_worse = better ? 0 : r->at.n_worse + 1;
+    SH_TRY(add_row(r, val));
+    SH_TRY(save(r, better || r->s->always_update));
+    if (r->group->rank) return SH_OK;
+    if (r->at.iter > 0) sh_report_draw(&r->report);
+    sh_log(SH_LOG_INFO, "iter %" PRId64 ": evaluation: train loss %.4f, validation loss %.4f%s",
+           r->at.iter, train, val, better ? ", the best so far" : "");
+    if (r->at.iter > 0) SH_TRY(show_sample(r));
+    r->eval_s = now_s() - start;
+    return SH_OK;
+}
+
+/* ---- progress ---- */
 
 static void say_progress(run *r)
 {

@@ -2,7 +2,6 @@
 #include "train/pass.h"
 
 #include <assert.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,27 +11,9 @@
 #include "train/blocks.h"
 #include "train/loss.h"
 
-/* ---- work shared out ---- */
-
-typedef struct each_job {
-    void (*item)(void *arg, int i, int thread);
-    void *arg;
-    int n;
-    atomic_int taken;
-} each_job;
-
-static void each_share(void *arg, int thread, int n_thread)
-{
-    each_job *j = arg;
-    (void)n_thread;
-    for (int i; (i = atomic_fetch_add(&j->taken, 1)) < j->n;) j->item(j->arg, i, thread);
-}
-
 void sh_pass_each(sh_pass *s, int n, void (*item)(void *arg, int i, int thread), void *arg)
 {
-    each_job j = {.item = item, .arg = arg, .n = n};
-    atomic_init(&j.taken, 0);
-    sh_pool_run(s->products->pool, each_share, &j);
+    sh_pool_each(s->products->pool, n, item, arg);
 }
 
 void sh_pass_tick(sh_pass *s, sh_part part)

@@ -1,8 +1,6 @@
 /* Operands made and products shared out; the sums are the kernels'. */
 #include "train/products.h"
 
-#include <stdatomic.h>
-
 static int min_int(int a, int b)
 {
     return a < b ? a : b;
@@ -131,19 +129,16 @@ typedef struct product_job {
     const sh_left *a;
     const sh_mat *b;
     int m, rows, panels; /* of a piece */
-    int n_piece, across; /* pieces in all, and side by side over the panels */
-    atomic_int taken;
+    int across;          /* pieces side by side over the panels */
 } product_job;
 
-static void product_share(void *arg, int thread, int n_thread)
+static void product_piece(void *arg, int i, int thread)
 {
-    product_job *j = arg;
-    (void)thread, (void)n_thread;
-    for (int i; (i = atomic_fetch_add(&j->taken, 1)) < j->n_piece;) {
-        int row = i / j->across * j->rows, panel = i % j->across * j->panels;
-        sh_product(j->p, j->y, j->ldy, j->a, j->b, row, min_int(row + j->rows, j->m), panel,
-                   min_int(panel + j->panels, j->b->n_panel));
-    }
+    const product_job *j = arg;
+    int row = i / j->across * j->rows, panel = i % j->across * j->panels;
+    (void)thread;
+    sh_product(j->p, j->y, j->ldy, j->a, j->b, row, min_int(row + j->rows, j->m), panel,
+               min_int(panel + j->panels, j->b->n_panel));
 }
 
 void sh_product_all(const sh_products *p, float *y, size_t ldy, const sh_left *a, const sh_mat *b,
@@ -163,7 +158,5 @@ void sh_product_all(const sh_products *p, float *y, size_t ldy, const sh_left *a
             break;
     }
     j.across = (b->n_panel + j.panels - 1) / j.panels;
-    j.n_piece = (m + j.rows - 1) / j.rows * j.across;
-    atomic_init(&j.taken, 0);
-    sh_pool_run(p->pool, product_share, &j);
+    sh_pool_each(p->pool, (m + j.rows - 1) / j.rows * j.across, product_piece, &j);
 }
