@@ -312,7 +312,7 @@ SH_INLINE float largest_of(const float *s, int n)
     }
 #pragma GCC unroll 4
     for (int h = VEC / 2; h; h /= 2) {
-        vec other = __builtin_shuffle(top, (vec_bits){VEC_LANES} ^ h);
+        vec other = vec_swap(top, h);
         top = vec_pick(other > top, other, top);
     }
     const float m = top[0];

@@ -1,9 +1,8 @@
 /* A vector of an instruction set, for the sources that several sets share (vector_rows.h,
  * attention_rows.h, attend_rows.h). A set's header includes this one after it has defined
  *
- *     vec               the type of a vector of floats
- *     VEC, VEC_LANES    how many: 4, 8 or 16; 0, 1, .. VEC - 1
- *     VEC_SUMS          vectors of sums that have registers while others are loaded
+ *     vec, VEC    the type of a vector of floats, and how many: 4, 8 or 16
+ *     VEC_SUMS    vectors of sums that have registers while others are loaded
  *
  * and defines after it the functions that are only declared here. The operators of C work on
  * vectors; a comparison gives words of all ones or zeros. */
@@ -13,6 +12,23 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+
+/* f of each lane's number and x, with commas between them */
+#if VEC == 4
+#define VEC_EACH(f, x) f(0, x), f(1, x), f(2, x), f(3, x)
+#elif VEC == 8
+#define VEC_EACH(f, x) f(0, x), f(1, x), f(2, x), f(3, x), f(4, x), f(5, x), f(6, x), f(7, x)
+#else
+#define VEC_EACH(f, x)                                                                             \
+    f(0, x), f(1, x), f(2, x), f(3, x), f(4, x), f(5, x), f(6, x), f(7, x), f(8, x), f(9, x),      \
+        f(10, x), f(11, x), f(12, x), f(13, x), f(14, x), f(15, x)
+#endif
+#define VEC_SAME(i, x) (i)
+#define VEC_XOR(i, x)  (((i) ^ (x)) % VEC)
+#define VEC_AND(i, x)  ((i) & (x))
+#define VEC_OR(i, x)   ((i) | (x))
+/* Lane i of the result is lane f(i, x) of v. */
+#define VEC_SHUFFLE(v, f, x) __builtin_shufflevector(v, v, VEC_EACH(f, x))
 
 typedef int32_t vec_bits __attribute__((vector_size(VEC * 4)));
 typedef uint32_t vec_words __attribute__((vector_size(VEC * 4)));
@@ -69,19 +85,27 @@ SH_INLINE vec vec_pick(vec_bits mask, vec a, vec b)
 /* The first n lanes. */
 SH_INLINE vec_bits vec_first(int n)
 {
-    return (vec_bits){VEC_LANES} < n;
+    return (vec_bits){VEC_EACH(VEC_SAME, 0)} < n;
 }
 SH_INLINE vec vec_where(vec_bits mask, vec a)
 {
     return (vec)(mask & (vec_bits)a);
 }
 
+/* Lanes that are h apart (8, 4, 2 or 1) change places. */
+SH_INLINE vec vec_swap(vec v, const int h)
+{
+    if (h == 8) return VEC_SHUFFLE(v, VEC_XOR, 8);
+    if (h == 4) return VEC_SHUFFLE(v, VEC_XOR, 4);
+    if (h == 2) return VEC_SHUFFLE(v, VEC_XOR, 2);
+    return VEC_SHUFFLE(v, VEC_XOR, 1);
+}
 /* The largest lane; the sum of the lanes. */
 SH_INLINE int32_t vec_most(vec_bits v)
 {
 #pragma GCC unroll 4
     for (int h = VEC / 2; h; h /= 2) {
-        vec_bits other = __builtin_shuffle(v, (vec_bits){VEC_LANES} ^ h);
+        vec_bits other = (vec_bits)vec_swap((vec)v, h);
         v = (vec_bits)vec_pick(other > v, (vec)other, (vec)v);
     }
     return v[0];
@@ -89,7 +113,7 @@ SH_INLINE int32_t vec_most(vec_bits v)
 SH_INLINE int32_t vec_total(vec_bits v)
 {
 #pragma GCC unroll 4
-    for (int h = VEC / 2; h; h /= 2) v += __builtin_shuffle(v, (vec_bits){VEC_LANES} ^ h);
+    for (int h = VEC / 2; h; h /= 2) v += (vec_bits)vec_swap((vec)v, h);
     return v[0];
 }
 

@@ -145,7 +145,6 @@ static void gelu(float *x, size_t size)
 /* out = fma(x0, a, x1 b) with a = c, s, c, s, .. and b = -s, c, -s, c, .. */
 static void rope(float *x, const float *c, const float *s, int n_head, int head_dim, int n_rot)
 {
-    const vec_bits lane = {VEC_LANES};
     float a[VEC] = {0}, b[VEC] = {0};
     for (int i = 0; i < n_rot; i += VEC) {
         const int n = n_rot - i;
@@ -157,7 +156,7 @@ static void rope(float *x, const float *c, const float *s, int n_head, int head_
         for (int h = 0; h < n_head; h++) {
             float *p = x + (size_t)h * (size_t)head_dim + i;
             vec v = vec_load_some(p, n);
-            vec x0 = __builtin_shuffle(v, lane & -2), x1 = __builtin_shuffle(v, lane | 1);
+            vec x0 = VEC_SHUFFLE(v, VEC_AND, ~1), x1 = VEC_SHUFFLE(v, VEC_OR, 1);
             vec_store_some(p, vec_fma(x0, av, x1 * bv), n);
         }
     }

@@ -18,8 +18,8 @@ void sh_adamw_avx2(sh_kernels *k);
 enum { SH_AHEAD = 4096 }; /* bytes of weights that are asked for ahead of their use */
 
 typedef __m256 vec;
-enum { VEC = 8, VEC_SUMS = 8 };
-#define VEC_LANES 0, 1, 2, 3, 4, 5, 6, 7
+#define VEC      8
+#define VEC_SUMS 8
 #include "kernels/vec.h"
 
 SH_INLINE vec vec_fma(vec a, vec b, vec c)

@@ -21,8 +21,8 @@ SH_INLINE __mmask16 first_lanes(int n)
 }
 
 typedef __m512 vec;
-enum { VEC = 16, VEC_SUMS = 16 };
-#define VEC_LANES 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#define VEC      16
+#define VEC_SUMS 16
 #include "kernels/vec.h"
 
 SH_INLINE vec vec_fma(vec a, vec b, vec c)

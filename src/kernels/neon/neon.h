@@ -18,8 +18,8 @@ void sh_adamw_neon(sh_kernels *k);
 enum { SH_AHEAD = 4096 }; /* bytes of weights that are asked for ahead of their use */
 
 typedef float32x4_t vec;
-enum { VEC = 4, VEC_SUMS = 16 };
-#define VEC_LANES 0, 1, 2, 3
+#define VEC      4
+#define VEC_SUMS 16
 #include "kernels/vec.h"
 
 SH_INLINE vec vec_fma(vec a, vec b, vec c)
