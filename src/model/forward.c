@@ -15,11 +15,11 @@ static int n_of(const sh_forward *f, sh_dim d)
     return sh_range_n(f->plan->local[d]);
 }
 
-/* Tokens that a thread takes at once of n, where each is done by itself. */
-static int tokens_at_once(const sh_forward *f, int n)
+/* Tokens that a thread takes at once of n, where each is done by itself; `most` at most. */
+static int tokens_at_once(const sh_forward *f, int n, int most)
 {
     int some = n / (4 * sh_pool_n_thread(f->pool));
-    return some < 1 ? 1 : some > 8 ? 8 : some;
+    return some < 1 ? 1 : some > most ? most : some;
 }
 
 /* ---- rows of activations, and products with them ---- */
@@ -107,7 +107,7 @@ static void rows_block(void *arg, int i, int thread)
 
 static void make_rows(sh_forward *f, rows_job j)
 {
-    j.step = tokens_at_once(f, j.hi - j.lo);
+    j.step = tokens_at_once(f, j.hi - j.lo, 8);
     sh_pool_each(f->pool, (j.hi - j.lo + j.step - 1) / j.step, rows_block, &j);
 }
 
@@ -254,7 +254,8 @@ static void store_block(void *arg, int i, int thread)
 
 static void store(sh_forward *f, int l)
 {
-    store_job j = {f, l, tokens_at_once(f, f->n_tok)};
+    /* positions that stand together in K share cache lines: many at once */
+    store_job j = {f, l, tokens_at_once(f, f->n_tok, SH_PAGE)};
     sh_pool_each(f->pool, (f->n_tok + j.step - 1) / j.step, store_block, &j);
 }
 
