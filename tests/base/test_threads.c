@@ -144,6 +144,32 @@ static void shares_tile(void **state)
         }
 }
 
+/* Adds to item i; flags a thread that is none, and floating point that is not a region's. */
+static void add_to_item(void *arg, int i, int thread)
+{
+    work *w = arg;
+    volatile float least = 0x1p-126f, half = least * 0.5f;
+    w->item[i] += i + 1;
+    if (thread < 0 || thread >= w->n_thread || half != 0.0f) w->item[i] = -1;
+}
+
+/* Each item once, however many there are for the threads; what one call did the next one sees. */
+static void each_item_once(void **state)
+{
+    static const int n_item[] = {0, 1, 2, 5, N_ITEM};
+    (void)state;
+    for (int n = 1; n <= 5; n++)
+        for (size_t j = 0; j < sizeof n_item / sizeof *n_item; j++) {
+            work w = {.n_thread = n};
+            sh_pool *p;
+            assert_int_equal(sh_pool_open(&p, n, NULL, 100), SH_OK);
+            for (int r = 0; r < 50; r++) sh_pool_each(p, n_item[j], add_to_item, &w);
+            for (int i = 0; i < N_ITEM; i++)
+                assert_int_equal(w.item[i], i < n_item[j] ? 50 * (i + 1) : 0);
+            sh_pool_close(p);
+        }
+}
+
 /* Half of the least normal number is zero in a region, on every thread, and only there. */
 static void halve(void *arg, int thread, int n_thread)
 {
@@ -216,7 +242,7 @@ int main(void)
         cmocka_unit_test(wakes_after_sleeping), cmocka_unit_test(opens_and_closes),
         cmocka_unit_test(two_pools_at_once),    cmocka_unit_test(shares_tile),
         cmocka_unit_test(flushes_to_zero),      cmocka_unit_test(ties_to_cpus),
-        cmocka_unit_test(bad_counts),
+        cmocka_unit_test(bad_counts),           cmocka_unit_test(each_item_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
