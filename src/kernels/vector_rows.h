@@ -1,5 +1,6 @@
 /* What happens to one token's vector: preparation for products, norm, activation, rotation. One
- * source for the instruction sets that have a vec.h. */
+ * source for the instruction sets that have a vec.h. What little a vector takes is written once,
+ * for n values, which is a constant for all but a row's last ones. */
 #ifndef SH_KERNELS_VECTOR_ROWS_H
 #define SH_KERNELS_VECTOR_ROWS_H
 
@@ -18,16 +19,19 @@ static void prepare_f32(void *y, const float *x, const sh_kdim *kd)
     }
 }
 
+SH_INLINE void round_some(uint16_t *y, const float *x, const int n)
+{
+    vec_put16(y, (vec_words)vec_round_bf16(vec_load_some(x, n)) >> 16);
+}
 static void prepare_bf16(void *y, const float *x, const sh_kdim *kd)
 {
     for (int s = 0; s < kd->n_slice; s++) {
         int n = kd->k[s + 1] - kd->k[s], np = kd->kp[s + 1] - kd->kp[s], i = 0;
         uint16_t *out = (uint16_t *)y + kd->kp[s];
-        for (; i < n; i += VEC) {
-            vec v = vec_load_some(x + kd->k[s] + i, n - i);
-            vec_put16(out + i, (vec_words)vec_round_bf16(v) >> 16);
-        }
-        memset(out + i, 0, (size_t)(np - i) * sizeof *out); /* np: a multiple of SH_RUN */
+        const float *in = x + kd->k[s];
+        for (; i + VEC <= n; i += VEC) round_some(out + i, in + i, VEC);
+        if (i < n) round_some(out + i, in + i, n - i), i += VEC; /* np: a multiple of SH_RUN */
+        memset(out + i, 0, (size_t)(np - i) * sizeof *out);
     }
 }
 
@@ -76,50 +80,67 @@ static void prepare_i8(void *y, const float *x, const sh_kdim *kd)
         }
 }
 
+/* acc += x, or (x - mean)^2; n: at most 16 */
+SH_INLINE void sum_some(vec *acc, const float *x, const int n, float mean, const bool square)
+{
+    for (int j = 0; j < VEC_PANEL; j++) {
+        int left = n - j * VEC;
+        vec v = vec_load_some(x + j * VEC, left), about = v - mean;
+        if (left < VEC) about = vec_where(vec_first(left), about);
+        if (square)
+            acc[j] = vec_fma(about, about, acc[j]);
+        else
+            acc[j] += v;
+    }
+}
 /* The sum of x, or of (x - mean)^2, in 16 lanes. */
 SH_INLINE float sum_of(const float *x, int n, float mean, const bool square)
 {
     float lane[SH_LANES];
     vec acc[VEC_PANEL] = {0};
-    for (int i = 0; i < n; i += SH_LANES)
-        for (int j = 0; j < VEC_PANEL; j++) {
-            int left = n - i - j * VEC;
-            vec v = vec_load_some(x + i + j * VEC, left), about = v - mean;
-            if (left < VEC) about = vec_where(vec_first(left), about);
-            if (square)
-                acc[j] = vec_fma(about, about, acc[j]);
-            else
-                acc[j] += v;
-        }
+    int i = 0;
+    for (; i + SH_LANES <= n; i += SH_LANES) sum_some(acc, x + i, SH_LANES, mean, square);
+    if (i < n) sum_some(acc, x + i, n - i, mean, square);
     memcpy(lane, acc, sizeof lane);
     return sh_sum_lanes(lane);
 }
 
+SH_INLINE void rmsnorm_some(float *y, const float *x, const float *g, const int n, float r)
+{
+    vec_store_some(y, vec_load_some(g, n) * (vec_load_some(x, n) * r), n);
+}
 static void rmsnorm(float *y, const float *x, const float *g, int n, float eps)
 {
     float r = 1.0f / sqrtf(sum_of(x, n, 0, true) / (float)n + eps);
-    for (int i = 0; i < n; i += VEC) {
-        vec v = vec_load_some(x + i, n - i) * r;
-        vec_store_some(y + i, vec_load_some(g + i, n - i) * v, n - i);
-    }
+    int i = 0;
+    for (; i + VEC <= n; i += VEC) rmsnorm_some(y + i, x + i, g + i, VEC, r);
+    if (i < n) rmsnorm_some(y + i, x + i, g + i, n - i, r);
 }
 
+SH_INLINE void layernorm_some(float *y, const float *x, const float *g, const float *b, const int n,
+                              float mean, float r)
+{
+    vec v = (vec_load_some(x, n) - mean) * r;
+    vec_store_some(y, vec_fma(vec_load_some(g, n), v, vec_load_some(b, n)), n);
+}
 static void layernorm(float *y, const float *x, const float *g, const float *b, int n, float eps)
 {
     float mean = sum_of(x, n, 0, false) / (float)n;
     float r = 1.0f / sqrtf(sum_of(x, n, mean, true) / (float)n + eps);
-    for (int i = 0; i < n; i += VEC) {
-        vec v = (vec_load_some(x + i, n - i) - mean) * r;
-        v = vec_fma(vec_load_some(g + i, n - i), v, vec_load_some(b + i, n - i));
-        vec_store_some(y + i, v, n - i);
-    }
+    int i = 0;
+    for (; i + VEC <= n; i += VEC) layernorm_some(y + i, x + i, g + i, b + i, VEC, mean, r);
+    if (i < n) layernorm_some(y + i, x + i, g + i, b + i, n - i, mean, r);
 }
 
-static void add(float *y, const float *x, size_t size)
+SH_INLINE void add_some(float *y, const float *x, const int n)
 {
-    const int n = (int)size;
-    for (int i = 0; i < n; i += VEC)
-        vec_store_some(y + i, vec_load_some(y + i, n - i) + vec_load_some(x + i, n - i), n - i);
+    vec_store_some(y, vec_load_some(y, n) + vec_load_some(x, n), n);
+}
+static void add(float *y, const float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + VEC <= n; i += VEC) add_some(y + i, x + i, VEC);
+    if (i < n) add_some(y + i, x + i, (int)(n - i));
 }
 
 static void silu_mul(float *g, const float *u, size_t size)
