@@ -25,7 +25,7 @@ SH_INLINE vec load_rounded(const sh_dtype t, const void *page, size_t i, vec sca
 /* out[i] = x[i] rounded to bf16; zeros up to a whole vector. */
 static void round_row(uint16_t *out, const float *x, int n)
 {
-    for (int i = 0; i < n; i += VEC) round_to(SH_BF16, out + i, vec_load_some(x + i, n - i));
+    for (int i = 0; i < n; i += VEC) vec_put_bf16(out + i, vec_load_some(x + i, n - i));
 }
 
 typedef struct rows {

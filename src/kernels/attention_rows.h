@@ -9,11 +9,10 @@
 #include "kernels/vec.h"
 
 enum {
-    PANEL_VECS = SH_LANES / VEC, /* vectors of a panel of 16 positions */
     PAGE_PANELS = SH_PAGE / SH_LANES,
-    WIDE = 64,            /* d's of V that are taken together, at most */
-    MOST_HEADS = 8,       /* heads that are, */
-    MOST_VECS = 64 / VEC, /* and vectors of each */
+    WIDE = 64,              /* d's of V that are taken together, at most */
+    MOST_HEADS = 8,         /* heads that are, */
+    MOST_VECS = WIDE / VEC, /* and vectors of each: of those d's, or of a page's positions */
 };
 
 SH_INLINE int min_int(int a, int b)
@@ -60,7 +59,7 @@ SH_INLINE void round_to(const sh_dtype t, uint16_t *out, vec v)
     if (t == SH_F16)
         vec_put_f16(out, v);
     else
-        vec_put16(out, (vec_words)vec_round_bf16(v) >> 16);
+        vec_put_bf16(out, v);
 }
 /* n of the values, VEC at most. */
 SH_INLINE void put_some(const sh_dtype t, uint16_t *kp, uint16_t *vp, const float *k,
@@ -98,7 +97,7 @@ static void put_q8_0(void *kpage, void *vpage, const float *k, const float *v, i
 /* Heads of n that are taken together: as many as leave a panel's sums in registers. */
 SH_INLINE int heads_at_once(int n)
 {
-    return n >= 8 && VEC_SUMS / PANEL_VECS >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
+    return n >= 8 && VEC_SUMS / VEC_PANEL >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
 }
 
 /* ---- scores: lanes are positions ---- */
@@ -109,7 +108,7 @@ SH_INLINE void score_block(const sh_dtype t, const int n_head, const int n_panel
                            size_t lds, const float *q, size_t ldq, const void *kpage, int panel,
                            int head_dim, float scale, const void *next)
 {
-    const int n_vec = n_panel * PANEL_VECS;
+    const int n_vec = n_panel * VEC_PANEL;
     const size_t first = (size_t)(panel * head_dim) * 16, step = n_panel * 16 * size_of(t);
     const char *ahead = next ? (const char *)next + first * size_of(t) : NULL;
     vec acc[MOST_HEADS][MOST_VECS], k_scale[MOST_VECS];
@@ -126,8 +125,8 @@ SH_INLINE void score_block(const sh_dtype t, const int n_head, const int n_panel
             if (ahead) ask(ahead + (size_t)e * step, step);
 #pragma GCC unroll 16
             for (int p = 0; p < n_vec; p++) {
-                size_t at = (size_t)(p / PANEL_VECS * head_dim + e) * 16;
-                k[p] = load_page(t, kpage, first + at + (size_t)(p % PANEL_VECS * VEC));
+                size_t at = (size_t)(p / VEC_PANEL * head_dim + e) * 16;
+                k[p] = load_page(t, kpage, first + at + (size_t)(p % VEC_PANEL * VEC));
                 if (t == SH_Q8_0) k[p] *= k_scale[p];
             }
 #pragma GCC unroll 8
@@ -147,7 +146,7 @@ SH_INLINE void score_heads(const sh_dtype t, const int n_head, int n_panel, floa
                            const float *q, size_t ldq, const void *kpage, int head_dim, float scale,
                            const void *next)
 {
-    const int sums = VEC_SUMS / PANEL_VECS / n_head;
+    const int sums = VEC_SUMS / VEC_PANEL / n_head;
     const int at_once = sums < PAGE_PANELS ? sums : PAGE_PANELS;
     int p = 0;
     for (; p + at_once <= n_panel; p += at_once)
@@ -325,9 +324,9 @@ static float softmax_part(float *s, int n, float *sum)
 {
     const float m = largest_of(s, n);
     float lane[SH_LANES];
-    vec acc[PANEL_VECS] = {0};
+    vec acc[VEC_PANEL] = {0};
     for (int j = 0; j < n; j += SH_LANES)
-        for (int i = 0; i < PANEL_VECS; i++) {
+        for (int i = 0; i < VEC_PANEL; i++) {
             const int at = j + i * VEC, left = n - at;
             if (left <= 0) break;
             vec v = vec_exp(vec_load_some(s + at, left) - m);

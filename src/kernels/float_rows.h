@@ -6,34 +6,30 @@
 #include "kernels/product.h"
 #include "kernels/vec.h"
 
-enum {
-    CHAIN_VECS = SH_LANES / VEC,     /* vectors of a panel's outputs */
-    CHAIN_TOKENS = VEC == 8 ? 6 : 4, /* whose sums have registers */
-    CHAIN_AHEAD = 4096,              /* bytes of weights that are asked for ahead of their use */
-};
+enum { CHAIN_TOKENS = VEC == 8 ? 6 : 4 }; /* whose sums have registers */
 
 SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
                          size_t ldx, const bool f16, const int n)
 {
-    vec sum[CHAIN_TOKENS][CHAIN_VECS];
+    vec sum[CHAIN_TOKENS][VEC_PANEL];
     for (int t = 0; t < n; t++)
-        for (int i = 0; i < CHAIN_VECS; i++) sum[t][i] = (vec){0};
+        for (int i = 0; i < VEC_PANEL; i++) sum[t][i] = (vec){0};
     for (int k = lo; k < hi; k++) {
         const size_t at = (size_t)k * SH_LANES;
         const float *p = (const float *)panel + at;
         const uint16_t *h = (const uint16_t *)panel + at;
-        vec w[CHAIN_VECS];
-        __builtin_prefetch((f16 ? (const char *)h : (const char *)p) + CHAIN_AHEAD);
-        for (int i = 0; i < CHAIN_VECS; i++)
+        vec w[VEC_PANEL];
+        __builtin_prefetch((f16 ? (const char *)h : (const char *)p) + SH_AHEAD);
+        for (int i = 0; i < VEC_PANEL; i++)
             w[i] = f16 ? vec_f16(h + i * VEC) : vec_load(p + i * VEC);
 #pragma GCC unroll 6
         for (int t = 0; t < n; t++) {
             vec v = vec_all(((const float *)(x + (size_t)t * ldx))[k]);
-            for (int i = 0; i < CHAIN_VECS; i++) sum[t][i] = vec_fma(w[i], v, sum[t][i]);
+            for (int i = 0; i < VEC_PANEL; i++) sum[t][i] = vec_fma(w[i], v, sum[t][i]);
         }
     }
     for (int t = 0; t < n; t++)
-        for (int i = 0; i < CHAIN_VECS; i++) vec_store(acc + t * SH_LANES + i * VEC, sum[t][i]);
+        for (int i = 0; i < VEC_PANEL; i++) vec_store(acc + t * SH_LANES + i * VEC, sum[t][i]);
 }
 
 SH_INLINE void f32_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,

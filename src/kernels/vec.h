@@ -1,5 +1,6 @@
 /* A vector of an instruction set, for the sources that several sets share (vector_rows.h,
- * attention_rows.h, attend_rows.h). A set's header includes this one after it has defined
+ * float_rows.h, attention_rows.h, attend_rows.h). A set's header includes this one after it has
+ * defined
  *
  *     vec, VEC    the type of a vector of floats, and how many: 4, 8 or 16
  *     VEC_SUMS    vectors of sums that have registers while others are loaded
@@ -51,6 +52,8 @@ SH_INLINE void vec_put16(uint16_t *out, vec_words v);
 SH_INLINE void vec_put8(int8_t *out, vec_words v);
 
 /* ---- all sets' ---- */
+
+enum { VEC_PANEL = SH_LANES / VEC }; /* vectors of the 16 lanes of a panel, or of a sum */
 
 SH_INLINE vec vec_load(const float *p)
 {
@@ -133,7 +136,7 @@ SH_INLINE vec vec_exp(vec x)
     p = vec_fma(p, r, one);
     p = vec_fma(p, r, one);
     p = (vec)((vec_words)p + ((vec_words)t << 23));
-    p = vec_pick(x >= -87.0f, p, (vec){0});
+    p = vec_where(x >= -87.0f, p);
     p = vec_pick(x > 88.7f, vec_all(__builtin_inff()), p);
     return vec_pick(x == x, p, x);
 }
@@ -144,6 +147,10 @@ SH_INLINE vec_bits vec_round_bf16(vec v)
     vec_words u = (vec_words)v, r = u + 0x7fff + ((u >> 16) & 1);
     vec number = vec_pick(v == v, (vec)r, (vec)(u | 0x400000));
     return (vec_bits)number & (int32_t)0xffff0000;
+}
+SH_INLINE void vec_put_bf16(uint16_t *out, vec v)
+{
+    vec_put16(out, (vec_words)vec_round_bf16(v) >> 16);
 }
 
 #endif

@@ -7,8 +7,6 @@
 #include "base/fmath.h"
 #include "kernels/vec.h"
 
-enum { VEC_PANEL = SH_LANES / VEC }; /* vectors of the 16 lanes of a sum */
-
 static void prepare_f32(void *y, const float *x, const sh_kdim *kd)
 {
     for (int s = 0; s < kd->n_slice; s++) {
@@ -21,7 +19,7 @@ static void prepare_f32(void *y, const float *x, const sh_kdim *kd)
 
 SH_INLINE void round_some(uint16_t *y, const float *x, const int n)
 {
-    vec_put16(y, (vec_words)vec_round_bf16(vec_load_some(x, n)) >> 16);
+    vec_put_bf16(y, vec_load_some(x, n));
 }
 static void prepare_bf16(void *y, const float *x, const sh_kdim *kd)
 {

@@ -42,6 +42,18 @@ typedef struct item {
     long first, end;
 } item;
 
+static item item_of(const attend_job *j, int block, int kv)
+{
+    const sh_forward *f = j->f;
+    long n = f->unit[block + 1] - f->unit[block];
+    item i = {.tok = f->block[block], .kv = kv};
+    i.first = f->unit[block] * n_kv_head(f) + kv * n;
+    i.end = i.first + n;
+    i.prompt = j->bf16 && i.tok.lo >= f->n_sampled;
+    i.whole = i.prompt || sh_range_n(i.tok) > 1;
+    return i;
+}
+
 static item item_at(const attend_job *j, long unit)
 {
     const sh_forward *f = j->f;
@@ -53,13 +65,7 @@ static item item_at(const attend_job *j, long unit)
         else
             hi = mid;
     }
-    long n = f->unit[lo + 1] - f->unit[lo], before = f->unit[lo] * n_kv;
-    item i = {.tok = f->block[lo], .kv = (int)((unit - before) / n)};
-    i.first = before + i.kv * n;
-    i.end = i.first + n;
-    i.prompt = j->bf16 && i.tok.lo >= f->n_sampled;
-    i.whole = i.prompt || sh_range_n(i.tok) > 1;
-    return i;
+    return item_of(j, lo, (int)((unit - f->unit[lo] * n_kv) / (f->unit[lo + 1] - f->unit[lo])));
 }
 
 /* Where the units of a thread begin, of those before block n_single; those of the last one end
@@ -277,9 +283,8 @@ static void attend_share(void *arg, int thread, int n_thread)
 static void attend_block(void *arg, int n, int thread)
 {
     const attend_job *j = arg;
-    int n_kv = n_kv_head(j->f), block = j->f->n_block - 1 - n / n_kv;
-    const long *unit = j->f->unit + block;
-    item i = item_at(j, unit[0] * n_kv + n % n_kv * (unit[1] - unit[0]));
+    int n_kv = n_kv_head(j->f);
+    item i = item_of(j, j->f->n_block - 1 - n / n_kv, n % n_kv);
     attend_whole(j, &i, thread);
 }
 

@@ -15,8 +15,6 @@ void sh_operands_avx2(sh_kernels *k);
 void sh_train_avx2(sh_kernels *k);
 void sh_adamw_avx2(sh_kernels *k);
 
-enum { SH_AHEAD = 4096 }; /* bytes of weights that are asked for ahead of their use */
-
 typedef __m256 vec;
 #define VEC      8
 #define VEC_SUMS 8

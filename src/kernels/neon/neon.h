@@ -15,8 +15,6 @@ void sh_operands_neon(sh_kernels *k);
 void sh_train_neon(sh_kernels *k);
 void sh_adamw_neon(sh_kernels *k);
 
-enum { SH_AHEAD = 4096 }; /* bytes of weights that are asked for ahead of their use */
-
 typedef float32x4_t vec;
 #define VEC      4
 #define VEC_SUMS 16
