@@ -25,11 +25,37 @@ static int n_matched; /* pointers of the table that were looked at */
         if (!buffer_guarded(b)) fail_msg("%s: %s writes before its output", isa, what);            \
     } while (0)
 
-static void compare_matmul(sh_dtype t, sh_form form)
+/* Panels [lo, hi) and slices [slice, slice + n_slice) of random weights by n_tok random tokens. */
+static void compare_product(sh_dtype t, sh_form form, int rows, const sh_kdim *kd, int slice,
+                            int n_slice, int n_tok, look l, bool all_panels)
 {
     static const char *const form_name[] = {"f32", "bf16", "i8"};
     char what[64];
     snprintf(what, sizeof what, "matmul[%s][%s]", sh_dtypes[t].name, form_name[form]);
+    matrix m = matrix_random(t, rows, kd, l);
+    int lo = random_in(0, m.mat.n_panel), hi = random_in(lo, m.mat.n_panel);
+    if (all_panels) lo = 0, hi = m.mat.n_panel;
+    size_t ldx = sh_form_bytes(form, kd), ldy = (size_t)(rows + random_in(0, 20));
+    buffer x = prepared(&c, form, kd, n_tok, l);
+    buffer want = buffer_of(((size_t)(n_tok - 1) * ldy + (size_t)rows) * sizeof(float));
+    buffer got = buffer_copy(&want);
+    c.matmul[t][form](want.p, ldy, &m.mat, lo, hi, slice, slice + n_slice, x.p, ldx, n_tok);
+    k.matmul[t][form](got.p, ldy, &m.mat, lo, hi, slice, slice + n_slice, x.p, ldx, n_tok);
+    long at = differs(want.p, got.p, want.n / 4);
+    SAME(what, at,
+         "%a instead of %a; rows %d, k %d, panels %d to %d, slices %d to %d of %d, tokens %d, "
+         "ldy %zu, look %d",
+         (double)((float *)got.p)[at], (double)((float *)want.p)[at], rows, kd->k[kd->n_slice], lo,
+         hi, slice, slice + n_slice, kd->n_slice, n_tok, ldy, (int)l);
+    GUARDED(what, &got);
+    buffer_free(&x);
+    buffer_free(&want);
+    buffer_free(&got);
+    matrix_free(&m);
+}
+
+static void compare_matmul(sh_dtype t, sh_form form)
+{
     for (int i = 0; i < 2 * N_TRY; i++) {
         look l = i % 2 ? LOOK_UNIT : (look)(i / 2 % N_LOOK);
         int rows = PICK(1, 7, 15, 16, 17, 31, 33, 64, 100, 130),
@@ -40,27 +66,22 @@ static void compare_matmul(sh_dtype t, sh_form form)
                         sh_dtypes[t].block);
         int n_slice = PICK(1, 2, 4, 8);
         while (n_slice > kd.n_slice) n_slice /= 2;
-        int slice = random_in(0, kd.n_slice - n_slice);
-        matrix m = matrix_random(t, rows, &kd, l);
-        int lo = random_in(0, m.mat.n_panel), hi = random_in(lo, m.mat.n_panel);
-        if (i % 2) lo = 0, hi = m.mat.n_panel;
-        size_t ldx = sh_form_bytes(form, &kd), ldy = (size_t)(rows + random_in(0, 20));
-        buffer x = prepared(&c, form, &kd, n_tok, l);
-        buffer want = buffer_of(((size_t)(n_tok - 1) * ldy + (size_t)rows) * sizeof(float));
-        buffer got = buffer_copy(&want);
-        c.matmul[t][form](want.p, ldy, &m.mat, lo, hi, slice, slice + n_slice, x.p, ldx, n_tok);
-        k.matmul[t][form](got.p, ldy, &m.mat, lo, hi, slice, slice + n_slice, x.p, ldx, n_tok);
-        long at = differs(want.p, got.p, want.n / 4);
-        SAME(what, at,
-             "%a instead of %a; rows %d, k %d, panels %d to %d, slices %d to %d of %d, "
-             "tokens %d, ldy %zu, look %d, try %d",
-             (double)((float *)got.p)[at], (double)((float *)want.p)[at], rows, kd.k[kd.n_slice],
-             lo, hi, slice, slice + n_slice, kd.n_slice, n_tok, ldy, (int)l, i);
-        GUARDED(what, &got);
-        buffer_free(&x);
-        buffer_free(&want);
-        buffer_free(&got);
-        matrix_free(&m);
+        compare_product(t, form, rows, &kd, random_in(0, kd.n_slice - n_slice), n_slice, n_tok, l,
+                        i % 2);
+    }
+    /* so many k's, panels or tokens that they are taken in parts: half a slice's, some slices', all
+     * of one and some of the next; slices from `slice` on */
+    static const struct {
+        int rows, k, in, slice, n_slice, n_tok;
+    } big[] = {{33, 2080, 1, 0, 1, 17}, {2, 6176, 1, 0, 1, 33},  {17, 17664, 8, 0, 8, 8},
+               {20, 9216, 8, 4, 4, 9},  {20, 20480, 8, 2, 2, 9}, {3, 4096, 2, 0, 2, 16},
+               {530, 2080, 1, 0, 1, 8}, {1, 2112, 1, 0, 1, 520}, {1, 2560, 8, 0, 8, 520}};
+    for (size_t i = 0; form == SH_FORM_BF16 && i < sizeof big / sizeof *big; i++) {
+        int bound[SH_N_SLICE + 1];
+        for (int s = 0; s <= big[i].in; s++) bound[s] = big[i].k / big[i].in * s;
+        sh_kdim kd = sh_kdim_slices(bound, big[i].in);
+        compare_product(t, form, big[i].rows, &kd, big[i].slice, big[i].n_slice, big[i].n_tok,
+                        LOOK_UNIT, true);
     }
 }
 

@@ -3,18 +3,17 @@
  * of panels is turned into bf16 tiles once and then serves all tokens from the second-level cache:
  * its tiles are loaded with the hint that they will not come again soon (TILELOADDT1), so that the
  * first level keeps the tokens. */
+#include <string.h>
+
 #include "kernels/amx/amx.h"
 
 enum {
     TILE_BYTES = 1024,         /* 32 k's of 16 outputs, or of 16 tokens */
     GROUP_BYTES = 1024 * 1024, /* bf16 tiles that are kept at hand: half of a 2 MiB cache */
-    PART_BYTES =
-        64 * 1024, /* of one panel, in one go; more k's are taken in parts, if slices allow */
-    MANY = 512,    /* tokens that are taken together, if there are parts, */
-    PANELS = 32,   /* and panels */
-    CHUNK = 256,   /* k's that are taken together where there are many slices, */
-    SQUARES = 8,   /* and panels */
-    FEW = 8,       /* tokens below which the vector unit is as fast */
+    PART_BYTES = 64 * 1024,    /* of one panel, in one go; more k's are taken in parts, */
+    MANY = 512,                /* of so many tokens */
+    PANELS = 32,               /* and panels */
+    FEW = 8,                   /* tokens below which the vector unit is as fast */
 };
 
 /* Tiles: 0, 1 = the first 16 tokens by two panels; 2, 3 = the next m tokens by the same; 4, 5 = the
@@ -29,16 +28,6 @@ static const tile_config config[17] = {CONFIG(16), CONFIG(1),  CONFIG(2),  CONFI
                                        CONFIG(10), CONFIG(11), CONFIG(12), CONFIG(13), CONFIG(14),
                                        CONFIG(15), CONFIG(16)};
 
-/* The same number of tokens in both tiles: for the last ones, when they are 16 or fewer. */
-#define BOTH(m)                                                                                    \
-    {                                                                                              \
-        .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64},                                   \
-        .rows = {m, m, m, m, m, m, 16, 16},                                                        \
-    }
-static const tile_config both[17] = {BOTH(16), BOTH(1),  BOTH(2),  BOTH(3),  BOTH(4),  BOTH(5),
-                                     BOTH(6),  BOTH(7),  BOTH(8),  BOTH(9),  BOTH(10), BOTH(11),
-                                     BOTH(12), BOTH(13), BOTH(14), BOTH(15), BOTH(16)};
-
 /* One panel's k's as tiles, [kp/32][1024 bytes]; `room` is where they are made if they must be. */
 typedef const uint8_t *tiles_fn(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo,
                                 int k_hi);
@@ -48,6 +37,13 @@ static const uint8_t *tiles_bf16(uint8_t *room, const sh_mat *w, const uint8_t *
 {
     (void)room, (void)w, (void)k_hi;
     return panel + (size_t)k_lo * 32; /* packed just so */
+}
+
+static const uint8_t *tiles_copied(uint8_t *room, const sh_mat *w, const uint8_t *panel, int k_lo,
+                                   int k_hi)
+{
+    (void)w;
+    return memcpy(room, panel + (size_t)k_lo * 32, (size_t)(k_hi - k_lo) * 32);
 }
 
 /* Four k's of 16 outputs as bytes become two rows of a tile, pairs of bf16(d (q - zero)).
@@ -103,60 +99,113 @@ static const uint8_t *tiles_q4_0(uint8_t *room, const sh_mat *w, const uint8_t *
     return room;
 }
 
+/* What the sums of k's do with what y holds. */
+typedef enum how_put {
+    SET,  /* they replace it */
+    ADD,  /* they are added to it: the subtree to their left */
+    CARRY /* they go on from it: the k's before these of the same slice */
+} how_put;
+
+/* Whole slices, or k's of one slice. */
+typedef struct ks {
+    int slice_lo, slice_hi, k_lo, k_hi;
+} ks;
+
+static size_t bytes_of(ks k)
+{
+    return (size_t)(k.k_hi - k.k_lo) * 32; /* of one panel's tiles */
+}
+
+/* Tokens by panels. */
+typedef struct area {
+    tiles_fn *make;
+    uint8_t *room; /* GROUP_BYTES */
+    const sh_mat *w;
+    int panel_lo, panel_hi, n_tok;
+    const char *x;
+    size_t ldx;
+} area;
+
 /* A block of outputs under way: n tokens, of which the second tile has m, by one or two panels. */
 typedef struct job {
     float *y; /* its first output */
     size_t ldy;
+    how_put how;
     __mmask16 rows[2]; /* the outputs that each panel has */
     int n, m;
     const char *x; /* its first token */
     size_t ldx;
     const uint8_t *b[2]; /* the panels' tiles */
-    bool add;            /* the sums go onto what y holds: the subtree to their left */
     const char *next;    /* n_next tokens that come later, to be brought nearer meanwhile */
     int n_next;
 } job;
 
-/* Tile number i (0, 1: the first 16 tokens by both panels; 2, 3: the next m) goes to y. */
+/* Where tile number i (0, 1: the first 16 tokens by both panels; 2, 3: the next m) is in y. */
+SH_INLINE float *tile_at(const job *j, const bool two_tiles, int i)
+{
+    return j->y + (two_tiles && i >= 2 ? 16 * j->ldy : 0) + (i & 1) * SH_LANES;
+}
+
+/* A tile goes to y. */
 SH_INLINE void put_tile(const job *j, const bool two_tiles, int i, tile_sums *sums)
 {
-    float *y = j->y + (two_tiles && i >= 2 ? 16 * j->ldy : 0) + (i & 1) * SH_LANES;
+    float *y = tile_at(j, two_tiles, i);
     int n = i < 2 ? 16 : j->m;
     __mmask16 rows = j->rows[i & 1];
-    if (j->add)
-        for (int t = 0; t < n; t++)
-            _mm512_store_ps((*sums)[t],
-                            _mm512_add_ps(_mm512_maskz_loadu_ps(rows, y + (size_t)t * j->ldy),
-                                          _mm512_load_ps((*sums)[t])));
+    for (int t = 0; j->how == ADD && t < n; t++)
+        _mm512_store_ps((*sums)[t],
+                        _mm512_add_ps(_mm512_maskz_loadu_ps(rows, y + (size_t)t * j->ldy),
+                                      _mm512_load_ps((*sums)[t])));
     tile_out(y, j->ldy, sums, n, rows);
 }
 
-/* One or two panels by one or two tiles of tokens, all slices. */
+/* What y has of a tile. */
+SH_INLINE void get_tile(const job *j, const bool two_tiles, int i, tile_sums *sums)
+{
+    const float *y = tile_at(j, two_tiles, i);
+    int n = i < 2 ? 16 : j->m;
+    for (int t = 0; t < n; t++)
+        _mm512_store_ps((*sums)[t], _mm512_maskz_loadu_ps(j->rows[i & 1], y + (size_t)t * j->ldy));
+}
+
+/* One or two panels by one or two tiles of tokens. */
 SH_INLINE void block(const bool two_tiles, const bool two_panels, const job *j, const sh_mat *w,
-                     int slice_lo, int slice_hi)
+                     ks at)
 {
     _Alignas(64)
         tile_sums level[4][5]; /* of each tile: roots of the canonical tree's finished subtrees */
     const bool use[4] = {two_tiles, two_tiles && two_panels, true, two_panels};
     const char *x1 = two_tiles ? j->x + 16 * j->ldx : j->x; /* the second tile's tokens */
     const uint8_t *b0 = j->b[0], *b1 = j->b[1];
-    int ldx = (int)j->ldx, depth = 0, n_run = (w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) / SH_RUN;
+    int ldx = (int)j->ldx, depth = 0, n_run = (at.k_hi - at.k_lo) / SH_RUN;
     int per_run = n_run ? (j->n + n_run - 1) / n_run : 0, line = 0;
-    for (int s = slice_lo; s < slice_hi; s++) {
-        if (use[0]) _tile_zero(0);
-        if (use[1]) _tile_zero(1);
-        _tile_zero(2);
-        if (use[3]) _tile_zero(3);
-        for (int k = w->kd.kp[s]; k < w->kd.kp[s + 1];
-             k += SH_RUN, b0 += TILE_BYTES, b1 += TILE_BYTES) {
+    for (int s = at.slice_lo; s < at.slice_hi; s++) {
+        int lo = s == at.slice_lo ? at.k_lo : w->kd.kp[s];
+        int hi = s + 1 == at.slice_hi ? at.k_hi : w->kd.kp[s + 1];
+        if (j->how == CARRY) {
+            for (int i = 0; i < 4; i++)
+                if (use[i]) get_tile(j, two_tiles, i, &level[i][0]);
+            if (use[0]) _tile_loadd(0, level[0][0], 64);
+            if (use[1]) _tile_loadd(1, level[1][0], 64);
+            _tile_loadd(2, level[2][0], 64);
+            if (use[3]) _tile_loadd(3, level[3][0], 64);
+        } else {
+            if (use[0]) _tile_zero(0);
+            if (use[1]) _tile_zero(1);
+            _tile_zero(2);
+            if (use[3]) _tile_zero(3);
+        }
+        for (int k = lo; k < hi; k += SH_RUN, b0 += TILE_BYTES, b1 += TILE_BYTES) {
+            /* loads first: beside a busy sibling thread each change between loads and
+             * multiplications costs as much as a quarter of a load */
             _tile_stream_loadd(6, b0, 64);
-            if (two_tiles) _tile_loadd(4, j->x + (size_t)k * 2, ldx);
-            if (two_tiles) _tile_dpbf16ps(0, 4, 6);
             if (two_panels) _tile_stream_loadd(7, b1, 64);
-            if (two_tiles && two_panels) _tile_dpbf16ps(1, 4, 7);
+            if (two_tiles) _tile_loadd(4, j->x + (size_t)k * 2, ldx);
             _tile_loadd(5, x1 + (size_t)k * 2, ldx);
+            if (two_tiles) _tile_dpbf16ps(0, 4, 6);
             _tile_dpbf16ps(2, 5, 6);
             if (two_panels) _tile_dpbf16ps(3, 5, 7);
+            if (two_tiles && two_panels) _tile_dpbf16ps(1, 4, 7);
             /* the lines of y that will be written come while the sums are made */
             for (int i = 0; i < per_run && line < j->n; i++, line++) {
                 __builtin_prefetch(j->y + (size_t)line * j->ldy, 1);
@@ -165,15 +214,14 @@ SH_INLINE void block(const bool two_tiles, const bool two_panels, const job *j, 
             for (int r = 0; r < j->n_next; r++)
                 _mm_prefetch(j->next + (size_t)r * j->ldx + (size_t)k * 2, _MM_HINT_T1);
         }
-        if (slice_hi - slice_lo == 1 && !j->add && j->rows[0] == 0xffff &&
+        if (at.slice_hi - at.slice_lo == 1 && j->how != ADD && j->rows[0] == 0xffff &&
             (!two_panels || j->rows[1] == 0xffff)) {
             /* one slice and whole panels: nothing to add, nothing to leave out */
             int ld = (int)(j->ldy * sizeof(float));
-            float *y1 = two_tiles ? j->y + 16 * j->ldy : j->y;
-            if (use[0]) _tile_stored(0, j->y, ld);
-            if (use[1]) _tile_stored(1, j->y + 16, ld);
-            _tile_stored(2, y1, ld);
-            if (use[3]) _tile_stored(3, y1 + 16, ld);
+            if (use[0]) _tile_stored(0, tile_at(j, two_tiles, 0), ld);
+            if (use[1]) _tile_stored(1, tile_at(j, two_tiles, 1), ld);
+            _tile_stored(2, tile_at(j, two_tiles, 2), ld);
+            if (use[3]) _tile_stored(3, tile_at(j, two_tiles, 3), ld);
             return;
         }
         if (use[0]) _tile_stored(0, level[0][depth], 64);
@@ -182,211 +230,100 @@ SH_INLINE void block(const bool two_tiles, const bool two_panels, const job *j, 
         if (use[3]) _tile_stored(3, level[3][depth], 64);
         int d = depth;
         for (int i = 0; i < 4; i++)
-            if (use[i]) d = depth, tile_tree(level[i], &d, s - slice_lo);
+            if (use[i]) d = depth, tile_tree(level[i], &d, s - at.slice_lo);
         depth = d;
     }
     for (int i = 0; i < 4; i++)
         if (use[i]) put_tile(j, two_tiles, i, &level[i][0]);
 }
 
-/* All tokens by a group of panels whose tiles are ready. */
-static void group(bool add, float *y, size_t ldy, const sh_mat *w, int panel_lo, int n_panel,
-                  int slice_lo, int slice_hi, const uint8_t **tiles, const char *x, size_t ldx,
-                  int n_tok)
+/* All tokens by the n_panel panels from panel_lo on, whose tiles are ready. */
+static void group(const area *a, how_put how, float *y, size_t ldy, ks k, int panel_lo, int n_panel,
+                  const uint8_t **tiles)
 {
     int loaded = -1, n_pair = (n_panel + 1) / 2;
-    for (int t = 0, n; t < n_tok; t += n) {
-        bool two = n_tok - t > 16;
-        n = two && n_tok - t > 32 ? 32 : n_tok - t;
-        job j = {.add = add,
+    for (int t = 0, n; t < a->n_tok; t += n) {
+        bool two = a->n_tok - t > 16;
+        n = two && a->n_tok - t > 32 ? 32 : a->n_tok - t;
+        job j = {.how = how,
                  .ldy = ldy,
                  .n = n,
                  .m = two ? n - 16 : n,
-                 .x = x + (size_t)t * ldx,
-                 .ldx = ldx};
-        int left = n_tok - t - n < 32 ? n_tok - t - n : 32; /* tokens of the next block */
+                 .x = a->x + (size_t)t * a->ldx,
+                 .ldx = a->ldx};
+        int left = a->n_tok - t - n < 32 ? a->n_tok - t - n : 32; /* tokens of the next block */
         if (j.m != loaded) _tile_loadconfig(&config[j.m]);
         loaded = j.m;
         for (int p = 0; p < n_panel; p += 2) {
             bool pair = p + 1 < n_panel;
             int next = left * (p / 2) / n_pair;
             j.y = y + (size_t)t * ldy + (size_t)p * SH_LANES;
-            j.rows[0] = panel_rows(w, panel_lo + p);
-            j.rows[1] = pair ? panel_rows(w, panel_lo + p + 1) : 0;
+            j.rows[0] = panel_rows(a->w, panel_lo + p);
+            j.rows[1] = pair ? panel_rows(a->w, panel_lo + p + 1) : 0;
             j.b[0] = tiles[p];
             j.b[1] = tiles[pair ? p + 1 : p];
-            j.next = j.x + (size_t)(n + next) * ldx;
+            j.next = j.x + (size_t)(n + next) * a->ldx;
             j.n_next = left * (p / 2 + 1) / n_pair - next;
             if (two && pair)
-                block(true, true, &j, w, slice_lo, slice_hi);
+                block(true, true, &j, a->w, k);
             else if (two)
-                block(true, false, &j, w, slice_lo, slice_hi);
+                block(true, false, &j, a->w, k);
             else if (pair)
-                block(false, true, &j, w, slice_lo, slice_hi);
+                block(false, true, &j, a->w, k);
             else
-                block(false, false, &j, w, slice_lo, slice_hi);
+                block(false, false, &j, a->w, k);
         }
     }
     _tile_release();
 }
 
-/* A run of panels and slices by all tokens; y: the first panel's first output. */
-static void part(tiles_fn *make, uint8_t *room, bool add, float *y, size_t ldy, const sh_mat *w,
-                 int panel_lo, int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx,
-                 int n_tok)
+/* All of the area in one go, for k's whose tiles fit; y: its first output. */
+static void part(const area *a, how_put how, float *y, size_t ldy, ks k)
 {
     const uint8_t *tiles[PANELS];
-    int k_lo = w->kd.kp[slice_lo], k_hi = w->kd.kp[slice_hi];
-    size_t bytes = (size_t)(k_hi - k_lo) * 32; /* of one panel */
+    size_t bytes = bytes_of(k);
     int at_once = bytes * PANELS <= GROUP_BYTES ? PANELS : (int)(GROUP_BYTES / bytes) & ~1;
-    for (int p = panel_lo, n; p < panel_hi; p += n) {
-        n = panel_hi - p < at_once ? panel_hi - p : at_once;
+    for (int p = a->panel_lo, n; p < a->panel_hi; p += n) {
+        n = a->panel_hi - p < at_once ? a->panel_hi - p : at_once;
         for (int i = 0; i < n; i++)
-            tiles[i] = make(room + (size_t)i * bytes, w, w->data + (size_t)(p + i) * w->panel_bytes,
-                            k_lo, k_hi);
-        group(add, y + (size_t)(p - panel_lo) * SH_LANES, ldy, w, p, n, slice_lo, slice_hi, tiles,
-              x, ldx, n_tok);
+            tiles[i] = a->make(a->room + (size_t)i * bytes, a->w,
+                               a->w->data + (size_t)(p + i) * a->w->panel_bytes, k.k_lo, k.k_hi);
+        group(a, how, y + (size_t)(p - a->panel_lo) * SH_LANES, ldy, k, p, n, tiles);
     }
 }
 
-/* Four parts, each a quarter of the slices: y = (0 + 1) + (2 + 3), the second pair by way of
- * `half`. */
-static void four_parts(tiles_fn *make, uint8_t *room, float *y, size_t ldy, const sh_mat *w,
-                       int panel_lo, int panel_hi, int slice_lo, int slice_hi, const char *x,
-                       size_t ldx, int n_tok)
+/* Any number of k's, for up to MANY tokens and PANELS panels: slices are halved as the canonical
+ * tree is until their tiles fit, and one that does not is taken in parts. Sums that are to be added
+ * come by way of a buffer only if they are made in more than one go. */
+static void parts(const area *a, float *y, size_t ldy, ks k)
 {
-    _Alignas(64) float half[MANY][PANELS * SH_LANES];
-    int step = (slice_hi - slice_lo) / 4;
-    for (int q = 0; q < 4; q++)
-        part(make, room, q & 1, q < 2 ? y : half[0], q < 2 ? ldy : PANELS * SH_LANES, w, panel_lo,
-             panel_hi, slice_lo + q * step, slice_lo + (q + 1) * step, x, ldx, n_tok);
-    for (int t = 0; t < n_tok; t++)
-        for (int p = panel_lo; p < panel_hi; p++) {
-            float *out = y + (size_t)t * ldy + (size_t)(p - panel_lo) * SH_LANES;
-            __mmask16 rows = panel_rows(w, p);
-            __m512 left = _mm512_maskz_loadu_ps(rows, out);
-            __m512 right = _mm512_load_ps(&half[t][(p - panel_lo) * SH_LANES]);
-            _mm512_mask_storeu_ps(out, rows, _mm512_add_ps(left, right));
+    const int *kp = a->w->kd.kp;
+    if (bytes_of(k) <= PART_BYTES) {
+        part(a, SET, y, ldy, k);
+    } else if (k.slice_hi - k.slice_lo == 1) {
+        for (int lo = k.k_lo, step = PART_BYTES / 32; lo < k.k_hi; lo += step) {
+            int hi = lo + step < k.k_hi ? lo + step : k.k_hi;
+            part(a, lo == k.k_lo ? SET : CARRY, y, ldy, (ks){k.slice_lo, k.slice_hi, lo, hi});
         }
-}
-
-/* ---- many k's, weights that are tiles already ---- */
-
-/* A square of 32 by 32 outputs whose sums come from and go to `at`. */
-typedef struct square {
-    const char *x[2]; /* its first and its 17th token at the chunk's first k */
-    size_t ldx;
-    const uint8_t *b[2]; /* the panels' tiles of the chunk */
-    int n_run;           /* runs of k's in the chunk */
-    tile_sums *at;       /* (4) */
-    bool first;          /* the sums begin here */
-} square;
-
-SH_INLINE void square_chunk(const square *q)
-{
-    const char *x0 = q->x[0], *x1 = q->x[1];
-    const uint8_t *b0 = q->b[0], *b1 = q->b[1];
-    if (q->first) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
     } else {
-        _tile_loadd(0, q->at[0], 64);
-        _tile_loadd(1, q->at[1], 64);
-        _tile_loadd(2, q->at[2], 64);
-        _tile_loadd(3, q->at[3], 64);
-    }
-    for (int i = 0; i < q->n_run;
-         i++, x0 += SH_RUN * 2, x1 += SH_RUN * 2, b0 += TILE_BYTES, b1 += TILE_BYTES) {
-        _tile_stream_loadd(6, b0, 64);
-        _tile_loadd(4, x0, q->ldx);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_stream_loadd(7, b1, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, x1, q->ldx);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, q->at[0], 64);
-    _tile_stored(1, q->at[1], 64);
-    _tile_stored(2, q->at[2], 64);
-    _tile_stored(3, q->at[3], 64);
-}
-
-/* left += right, as the canonical tree adds */
-SH_INLINE void add_square(tile_sums *left, tile_sums *right)
-{
-    float *l = left[0][0], *r = right[0][0];
-    for (int i = 0; i < 4 * SH_LANES * SH_LANES; i += SH_LANES)
-        _mm512_store_ps(l + i, _mm512_add_ps(_mm512_load_ps(l + i), _mm512_load_ps(r + i)));
-}
-
-/* A line of y is written as a whole without being read first, where it is one. */
-SH_INLINE void put_past_caches(float *y, __mmask16 rows, __m512 v)
-{
-    if (rows == 0xffff && (uintptr_t)y % 64 == 0)
-        _mm512_stream_ps(y, v);
-    else
-        _mm512_mask_storeu_ps(y, rows, v);
-}
-
-/* Up to 32 tokens by up to SQUARES panels; tiles: those of all k's from the first slice's first.
- * Before a slice's last chunk is over its sums stand in the level of the tree that is free; then
- * they are added to the subtrees to their left. */
-static void squares(float *y, size_t ldy, const sh_mat *w, int panel, int n_panel, int slice_lo,
-                    int slice_hi, const uint8_t **tiles, const char *x, size_t ldx, int n_tok)
-{
-    _Alignas(64)
-        tile_sums level[4][SQUARES / 2][4]; /* 8 slices: 3 subtrees wait, a fourth is made */
-    int depth = 0, k_lo = w->kd.kp[slice_lo];
-    for (int s = slice_lo; s < slice_hi; s++) {
-        int k = w->kd.kp[s], slice_end = w->kd.kp[s + 1], n_add = 0;
-        while ((s - slice_lo) >> n_add & 1) n_add++;
-        do {
-            int end = k + CHUNK < slice_end ? k + CHUNK : slice_end;
-            for (int p = 0; p < n_panel; p += 2) {
-                const char *first = x + (size_t)k * 2;
-                size_t at = (size_t)(k - k_lo) * 32;
-                square_chunk(
-                    &(square){.x = {first, n_tok > 16 ? first + 16 * ldx : first},
-                              .ldx = ldx,
-                              .b = {tiles[p] + at, tiles[p + 1 < n_panel ? p + 1 : p] + at},
-                              .n_run = (end - k) / SH_RUN,
-                              .at = level[depth][p / 2],
-                              .first = k == w->kd.kp[s]});
-                for (int i = 0; end == slice_end && i < n_add; i++)
-                    add_square(level[depth - i - 1][p / 2], level[depth - i][p / 2]);
-            }
-            k = end;
-        } while (k < slice_end);
-        depth += 1 - n_add;
-    }
-    for (int p = 0; p < n_panel; p++)
-        for (int t = 0; t < n_tok; t++)
-            put_past_caches(y + (size_t)t * ldy + (size_t)p * SH_LANES, panel_rows(w, panel + p),
-                            _mm512_load_ps(level[0][p / 2][t / 16 * 2 + p % 2][t % 16]));
-}
-
-/* SQUARES panels stay in the second-level cache while all tokens pass by. */
-static void many_slices(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi,
-                        int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
-{
-    int k_lo = w->kd.kp[slice_lo];
-    for (int p = panel_lo, n; p < panel_hi; p += n) {
-        const uint8_t *tiles[SQUARES];
-        n = panel_hi - p < SQUARES ? panel_hi - p : SQUARES;
-        for (int i = 0; i < n; i++)
-            tiles[i] = tiles_bf16(NULL, w, w->data + (size_t)(p + i) * w->panel_bytes, k_lo, 0);
-        for (int t = 0; t < n_tok; t += 32) {
-            int n_t = n_tok - t < 32 ? n_tok - t : 32;
-            if (t == 0 || n_t < 32) _tile_loadconfig(n_t > 16 ? &config[n_t - 16] : &both[n_t]);
-            squares(y + (size_t)t * ldy + (size_t)(p - panel_lo) * SH_LANES, ldy, w, p, n, slice_lo,
-                    slice_hi, tiles, x + (size_t)t * ldx, ldx, n_t);
+        int mid = (k.slice_lo + k.slice_hi) / 2;
+        ks right = {mid, k.slice_hi, kp[mid], k.k_hi};
+        parts(a, y, ldy, (ks){k.slice_lo, mid, k.k_lo, kp[mid]});
+        if (bytes_of(right) <= PART_BYTES) {
+            part(a, ADD, y, ldy, right);
+            return;
         }
-        _tile_release();
+        _Alignas(64) float half[MANY][PANELS * SH_LANES];
+        parts(a, half[0], PANELS * SH_LANES, right);
+        for (int t = 0; t < a->n_tok; t++)
+            for (int p = a->panel_lo; p < a->panel_hi; p++) {
+                float *out = y + (size_t)t * ldy + (size_t)(p - a->panel_lo) * SH_LANES;
+                __mmask16 rows = panel_rows(a->w, p);
+                __m512 left = _mm512_maskz_loadu_ps(rows, out);
+                __m512 more = _mm512_load_ps(&half[t][(p - a->panel_lo) * SH_LANES]);
+                _mm512_mask_storeu_ps(out, rows, _mm512_add_ps(left, more));
+            }
     }
-    _mm_sfence(); /* what went past the caches is seen by other threads */
 }
 
 /* Not inlined: its buffer is only on the stack while it runs. */
@@ -395,23 +332,23 @@ static __attribute__((noinline)) void run(tiles_fn *make, float *y, size_t ldy, 
                                           const char *x, size_t ldx, int n_tok)
 {
     _Alignas(64) uint8_t room[GROUP_BYTES];
-    size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32; /* of one panel */
-    bool fits = bytes <= GROUP_BYTES / 2; /* two panels in the room */
-    if (bytes <= PART_BYTES || (slice_hi - slice_lo < 4 && fits)) {
-        part(make, room, false, y + (size_t)panel_lo * SH_LANES, ldy, w, panel_lo, panel_hi,
-             slice_lo, slice_hi, x, ldx, n_tok);
+    ks k = {slice_lo, slice_hi, w->kd.kp[slice_lo], w->kd.kp[slice_hi]};
+    area all = {make, room, w, panel_lo, panel_hi, n_tok, x, ldx};
+    if (bytes_of(k) <= PART_BYTES) {
+        part(&all, SET, y + (size_t)panel_lo * SH_LANES, ldy, k);
         return;
     }
-    if (make == tiles_bf16) {
-        many_slices(y + (size_t)panel_lo * SH_LANES, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi,
-                    x, ldx, n_tok);
-        return;
-    }
+    /* parts of panels that are that far apart would share the same lines of the cache */
+    if (make == tiles_bf16 && w->panel_bytes % PART_BYTES == 0) all.make = tiles_copied;
     for (int t = 0; t < n_tok; t += MANY)
-        for (int p = panel_lo; p < panel_hi; p += PANELS)
-            four_parts(make, room, y + (size_t)t * ldy + (size_t)p * SH_LANES, ldy, w, p,
-                       p + PANELS < panel_hi ? p + PANELS : panel_hi, slice_lo, slice_hi,
-                       x + (size_t)t * ldx, ldx, n_tok - t < MANY ? n_tok - t : MANY);
+        for (int p = panel_lo; p < panel_hi; p += PANELS) {
+            area a = all;
+            a.panel_lo = p;
+            a.panel_hi = p + PANELS < panel_hi ? p + PANELS : panel_hi;
+            a.n_tok = n_tok - t < MANY ? n_tok - t : MANY;
+            a.x = x + (size_t)t * ldx;
+            parts(&a, y + (size_t)t * ldy + (size_t)p * SH_LANES, ldy, k);
+        }
 }
 
 static sh_matmul_fn *few_bf16, *few_q8_0,
@@ -420,8 +357,7 @@ static sh_matmul_fn *few_bf16, *few_q8_0,
 #define MATMUL(name, make, few)                                                                    \
     SH_MATMUL(name)                                                                                \
     {                                                                                              \
-        size_t bytes = (size_t)(w->kd.kp[slice_hi] - w->kd.kp[slice_lo]) * 32;                     \
-        if (n_tok < FEW || (make != tiles_bf16 && bytes > GROUP_BYTES / 2))                        \
+        if (n_tok < FEW)                                                                           \
             few(SH_MATMUL_ARGS);                                                                   \
         else                                                                                       \
             run(make, SH_MATMUL_ARGS);                                                             \
