@@ -166,9 +166,8 @@ static void matmul_panels(const matmul_job *j, int lo, int hi)
  * that the tokens pass by all the time. */
 static int piece_of(int share, int n_tok)
 {
-    int piece = share / 8 & ~1;
     if (n_tok < 16) return 4;
-    return piece < 8 ? 8 : piece > 32 ? 32 : piece;
+    return share < 64 ? 8 : share < 256 ? 16 : 32;
 }
 
 /* A thread takes its own share of the panels piece by piece, and then pieces of those threads that
