@@ -1,6 +1,6 @@
 /* How long a pass of training takes, forward and backward, and where the time goes; its share of
  * the peak that the same cores measure right before and after it. Medians of the passes, after one
- * that is not counted. With one thread all is in CPU time, so that other programs disturb less.
+ * that is not counted.
  *
  *     bench_train [SHAPE [THREADS [PASSES]]] */
 #define _GNU_SOURCE
@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "base/cpu.h"
+#include "kernels/measure.h"
 #include "train/state.h"
 
 static const struct {
@@ -44,12 +45,10 @@ static const char *const part_names[SH_N_PART] = {
     [SH_PART_BLOCKS] = "norms etc., forward", [SH_PART_BLOCKS_BACK] = "norms etc., backward",
 };
 
-static clockid_t clock_used = CLOCK_MONOTONIC;
-
 static double now(void)
 {
     struct timespec t;
-    clock_gettime(clock_used, &t);
+    clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
@@ -59,28 +58,11 @@ static void fail(void)
     exit(1);
 }
 
-typedef struct peak_job {
-    const sh_kernels *k;
-    double rate[64];
-} peak_job;
-
-static void peak_share(void *arg, int thread, int n_thread)
+static double measure_peak(const sh_products *p)
 {
-    peak_job *j = arg;
-    double start = now();
-    (void)n_thread;
-    double ops = j->k->peak[SH_FORM_BF16](3000000);
-    j->rate[thread] = ops / (now() - start);
-}
-
-/* Operations per second that all threads do now: each thread's rate, summed. */
-static double measure_peak(const sh_kernels *k, sh_pool *pool)
-{
-    double sum = 0;
-    peak_job j = {.k = k};
-    sh_pool_run(pool, peak_share, &j);
-    for (int t = 0; t < sh_pool_n_thread(pool); t++) sum += j.rate[t];
-    return sum;
+    double ops;
+    if (sh_measure_peak(&ops, p->k, p->pool, SH_FORM_BF16)) fail();
+    return ops;
 }
 
 static int by_value(const void *a, const void *b)
@@ -104,7 +86,6 @@ static void bench(int i, const sh_products *products, int n_pass)
     sh_params p;
     sh_pass *s;
     if (sh_params_open(&p, a) != SH_OK || sh_pass_open(&s, &p, products, n_seq) != SH_OK) fail();
-    s->clock = clock_used;
     sh_params_draw(&p, 1);
     int32_t *ids = malloc((size_t)n_seq * (size_t)(a->n_ctx + 1) * sizeof *ids);
     float *dx = malloc((size_t)n_tok * (size_t)a->n_embd * sizeof *dx);
@@ -112,14 +93,14 @@ static void bench(int i, const sh_products *products, int n_pass)
     for (int t = 0; t < n_seq * (a->n_ctx + 1); t++)
         ids[t] = (int32_t)((unsigned)t * 2654435761u % (unsigned)a->n_vocab);
     const sh_batch b = {n_seq, {0, 8}, ids};
-    double before = measure_peak(products->k, products->pool), after;
+    double before = measure_peak(products), after;
     for (int n = -1; n < n_pass; n++, before = after) {
         if (n <= 0) memset(s->us, 0, sizeof s->us);
         double start = now();
         sh_pass_backward(s, &b, NULL, loss, dx);
         sh_pass_embed_grad(s, &b, dx);
         double seconds = now() - start, peak;
-        after = measure_peak(products->k, products->pool);
+        after = measure_peak(products);
         peak = (before + after) / 2;
         if (n < 0) continue;
         time[n] = seconds;
@@ -149,7 +130,6 @@ int main(int argc, char **argv)
     sh_kernels k;
     int n_pass = argc > 3 ? atoi(argv[3]) : 0;
     if (n_pass < 0 || n_pass > MAX_PASS || n_thread < 1 || n_thread > 64) return 2;
-    if (n_thread == 1) clock_used = CLOCK_PROCESS_CPUTIME_ID;
     if (sh_kernels_init(&k, NULL) != SH_OK ||
         sh_pool_open(&pool, n_thread, NULL, n_thread <= n_cpu ? 20000 : 0) != SH_OK)
         fail();

@@ -13,6 +13,7 @@
 #include "base/cpu.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "kernels/measure.h"
 #include "train/adamw.h"
 #include "train/data.h"
 #include "train/pass.h"
@@ -49,8 +50,6 @@ typedef struct run {
     uint64_t step_tok;     /* the same */
     int step_n;
 
-    double *ops; /* (n_thread): of the measuring */
-    long n_round;
 } run;
 
 static double now_s(void)
@@ -224,35 +223,16 @@ static sh_err show_sample(run *r)
     return r->hooks->saved(r->hooks->arg, path, ids, n);
 }
 
-static void peak_share(void *arg, int thread, int n_thread)
-{
-    run *r = arg;
-    (void)n_thread;
-    r->ops[thread] = r->kernels.peak[sh_products_form(&r->products)](r->n_round);
-}
-
 /* The most that all ranks' cores do in this type now, measured by all at once: on a shared host
  * that changes. */
 static sh_err measure_peak(run *r)
 {
-    float best = 0, all;
-    if (!r->ops) SH_TRY(sh_alloc(&r->ops, (size_t)r->o->n_thread, sizeof *r->ops, "the measuring"));
+    float all;
+    double mine;
     *sh_group_part(r->group, 0) = 0;
     SH_TRY(sh_group_sum(r->group, &all, 1)); /* all begin */
-    r->n_round = 1000;
-    for (int left = 3; left > 0;) {
-        double start = now_s(), ops = 0;
-        sh_pool_run(r->pool, peak_share, r);
-        double s = now_s() - start;
-        if (s < 0.01) { /* longer rounds first */
-            r->n_round *= 2;
-            continue;
-        }
-        for (int t = 0; t < r->o->n_thread; t++) ops += r->ops[t];
-        if ((float)(ops / s) > best) best = (float)(ops / s);
-        left--;
-    }
-    *sh_group_part(r->group, 0) = best;
+    SH_TRY(sh_measure_peak(&mine, &r->kernels, r->pool, sh_products_form(&r->products)));
+    *sh_group_part(r->group, 0) = (float)mine;
     SH_TRY(sh_group_sum(r->group, &all, 1));
     r->peak = (double)all;
     return SH_OK;
@@ -414,7 +394,6 @@ static void close_run(run *r)
     sh_group_close(r->group);
     free(r->ids);
     free(r->dx);
-    free(r->ops);
 }
 
 /* The same on every rank; closes the group. */

@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/fmath.h"
 #include "base/mem.h"
@@ -19,7 +20,7 @@ void sh_pass_each(sh_pass *s, int n, void (*item)(void *arg, int i, int thread),
 void sh_pass_tick(sh_pass *s, sh_part part)
 {
     struct timespec t;
-    clock_gettime(s->clock, &t);
+    clock_gettime(CLOCK_MONOTONIC, &t);
     double now = (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
     if (part < SH_N_PART) s->us[part] += now - s->since_us;
     s->since_us = now;
@@ -397,7 +398,6 @@ sh_err sh_pass_open(sh_pass **out, const sh_params *p, const sh_products *produc
     SH_TRY(sh_alloc(&s, 1, sizeof *s, "the pass"));
     s->p = p;
     s->products = products;
-    s->clock = CLOCK_MONOTONIC;
     s->n_tok_max = n_seq * a->n_ctx;
     s->n_thread = sh_pool_n_thread(products->pool);
     s->n_q = a->n_head * a->head_dim;

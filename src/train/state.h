@@ -2,8 +2,6 @@
 #ifndef SH_TRAIN_STATE_H
 #define SH_TRAIN_STATE_H
 
-#include <time.h>
-
 #include "train/pass.h"
 
 enum { SH_BLOCK = 32 }; /* tokens of a block, at most: whole runs of k's */
@@ -75,7 +73,6 @@ struct sh_pass {
     int seq_lo, n_seq, n_tok, n_block, n_slice;
     sh_kdim kd; /* this rank's tokens, by slices */
 
-    clockid_t clock; /* what us[] is measured by */
     double us[SH_N_PART], since_us;
 };
 
