@@ -2,12 +2,9 @@
  * block of 32 k's exactly, for 16 tokens by 16 outputs; the vector unit scales the blocks and adds
  * them in order. What made it fast, and what did not, is in bench/README.md.
  *
- * While tile operations are on their way, fused and plain multiplications and conversions have one
- * port of the processor, additions two. So the integers arrive as floats: the tile begins with the
- * bits of 1.5 * 2^23, to which an integer below 2^22 adds itself, and a subtraction takes that off
- * again; both are exact. Work comes in groups of four blocks of one panel and tile of tokens, and
- * goes through three steps: its weights are made signed bytes; its dots are made; they are scaled.
- * One group's third step is woven into the next one's second and the first of the one after. */
+ * Work comes in groups of four blocks of one panel and tile of tokens, and goes through three
+ * steps: its weights are made signed bytes; its dots are made; they are scaled. One group's third
+ * step is woven into the next one's second and the first of the one after. */
 #include <string.h>
 
 #include "kernels/amx/amx.h"
@@ -32,7 +29,7 @@ static const tile_config config[SH_LANES] = {
     ROWS(1), ROWS(2),  ROWS(3),  ROWS(4),  ROWS(5),  ROWS(6),  ROWS(7),  ROWS(8),
     ROWS(9), ROWS(10), ROWS(11), ROWS(12), ROWS(13), ROWS(14), ROWS(15), ROWS(16)};
 
-typedef float dots[SH_LANES][SH_LANES];
+typedef int32_t dots[SH_LANES][SH_LANES];
 typedef uint8_t weights[8][64]; /* of one block: 8 rows of a tile */
 
 typedef struct group {
@@ -84,20 +81,13 @@ SH_INLINE void unpack_q4_0(weights *out, const uint8_t *w, int b)
     }
 }
 
-/* 1.5 * 2^23, and the bits of it. */
-#define MAGIC 12582912.0f
-#define BITS  0x4b400000
-_Alignas(64) static const int magic[SH_LANES] = {BITS, BITS, BITS, BITS, BITS, BITS, BITS, BITS,
-                                                 BITS, BITS, BITS, BITS, BITS, BITS, BITS, BITS};
-
 /* acc[t] += (float)dot * (scale_w * scale_x), for tokens [lo, hi) of one block */
 SH_INLINE void add_rows(__m512 *acc, const int lo, const int hi, dots *d, __m512 scale_w,
                         const float *scale_x)
 {
-    const __m512 m = _mm512_set1_ps(MAGIC);
 #pragma GCC unroll 16
     for (int t = lo; t < hi; t++) {
-        __m512 dot = _mm512_sub_ps(_mm512_load_ps((*d)[t]), m);
+        __m512 dot = _mm512_cvtepi32_ps(_mm512_load_si512((*d)[t]));
         acc[t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale_w, _mm512_set1_ps(scale_x[t])), acc[t]);
     }
 }
@@ -120,7 +110,7 @@ SH_INLINE void ask_scales(const group *u, size_t panel_bytes, int b)
         __m512 sw = scales(g->scale_w, B);                                                         \
         const float *sx = g->scale_x[B];                                                           \
         add_rows(acc, 0, 1, &now[B], sw, sx);                                                      \
-        _tile_loadd(B, magic, 0);                                                                  \
+        _tile_zero(B);                                                                             \
         add_rows(acc, 1, 4, &now[B], sw, sx);                                                      \
         store;                                                                                     \
         add_rows(acc, 4, 8, &now[B], sw, sx);                                                      \
@@ -136,7 +126,7 @@ SH_INLINE void ask_scales(const group *u, size_t panel_bytes, int b)
 
 #define DOTS(B, tokens, panel)                                                                     \
     do {                                                                                           \
-        _tile_loadd(B, magic, 0);                                                                  \
+        _tile_zero(B);                                                                             \
         _tile_loadd(tokens, h->x + B * SH_RUN, k->ldx);                                            \
         _tile_loadd(panel, k->w[B], 64);                                                           \
         _tile_dpbssd(B, tokens, panel);                                                            \
