@@ -292,12 +292,12 @@ static void part(const area *a, how_put how, float *y, size_t ldy, ks k)
     }
 }
 
+static void add_parts(const area *a, float *y, size_t ldy, ks k);
+
 /* Any number of k's, for up to MANY tokens and PANELS panels: slices are halved as the canonical
- * tree is until their tiles fit, and one that does not is taken in parts. Sums that are to be added
- * come by way of a buffer only if they are made in more than one go. */
+ * tree is until their tiles fit, and one that does not is taken in parts. */
 static void parts(const area *a, float *y, size_t ldy, ks k)
 {
-    const int *kp = a->w->kd.kp;
     if (bytes_of(k) <= PART_BYTES) {
         part(a, SET, y, ldy, k);
     } else if (k.slice_hi - k.slice_lo == 1) {
@@ -306,24 +306,30 @@ static void parts(const area *a, float *y, size_t ldy, ks k)
             part(a, lo == k.k_lo ? SET : CARRY, y, ldy, (ks){k.slice_lo, k.slice_hi, lo, hi});
         }
     } else {
-        int mid = (k.slice_lo + k.slice_hi) / 2;
-        ks right = {mid, k.slice_hi, kp[mid], k.k_hi};
-        parts(a, y, ldy, (ks){k.slice_lo, mid, k.k_lo, kp[mid]});
-        if (bytes_of(right) <= PART_BYTES) {
+        int mid = (k.slice_lo + k.slice_hi) / 2, k_mid = a->w->kd.kp[mid];
+        ks right = {mid, k.slice_hi, k_mid, k.k_hi};
+        parts(a, y, ldy, (ks){k.slice_lo, mid, k.k_lo, k_mid});
+        if (bytes_of(right) <= PART_BYTES)
             part(a, ADD, y, ldy, right);
-            return;
-        }
-        _Alignas(64) float half[MANY][PANELS * SH_LANES];
-        parts(a, half[0], PANELS * SH_LANES, right);
-        for (int t = 0; t < a->n_tok; t++)
-            for (int p = a->panel_lo; p < a->panel_hi; p++) {
-                float *out = y + (size_t)t * ldy + (size_t)(p - a->panel_lo) * SH_LANES;
-                __mmask16 rows = panel_rows(a->w, p);
-                __m512 left = _mm512_maskz_loadu_ps(rows, out);
-                __m512 more = _mm512_load_ps(&half[t][(p - a->panel_lo) * SH_LANES]);
-                _mm512_mask_storeu_ps(out, rows, _mm512_add_ps(left, more));
-            }
+        else
+            add_parts(a, y, ldy, right);
     }
+}
+
+/* The same, added to y, by way of a buffer. Not inlined: that is on the stack only where it is
+ * needed. */
+static __attribute__((noinline)) void add_parts(const area *a, float *y, size_t ldy, ks k)
+{
+    _Alignas(64) float sums[MANY][PANELS * SH_LANES];
+    parts(a, sums[0], PANELS * SH_LANES, k);
+    for (int t = 0; t < a->n_tok; t++)
+        for (int p = a->panel_lo; p < a->panel_hi; p++) {
+            float *out = y + (size_t)t * ldy + (size_t)(p - a->panel_lo) * SH_LANES;
+            __mmask16 rows = panel_rows(a->w, p);
+            __m512 left = _mm512_maskz_loadu_ps(rows, out);
+            __m512 right = _mm512_load_ps(&sums[t][(p - a->panel_lo) * SH_LANES]);
+            _mm512_mask_storeu_ps(out, rows, _mm512_add_ps(left, right));
+        }
 }
 
 /* Not inlined: its buffer is only on the stack while it runs. */
