@@ -168,7 +168,7 @@ def regions(bench):
 
 # What a token's time is spent on, by the functions of the program (those of kernels are rows of the table).
 SPENT = {
-    "products": r"matmul_.*|group|four_parts|run(\..*)?",
+    "products": r"matmul_.*|group|parts?|add_parts|run",
     "weights to bf16": r"tiles_.*",
     "attention": r"attend_.*|scores_.*|values_.*|softmax_.*|merge_share",
     "cache, rotations": r"put_(f32|f16|bf16|q8_0)|rope|store_block",
@@ -198,7 +198,7 @@ def where(bench):
         spent = dict.fromkeys(SPENT, 0)
         for count, symbol in re.findall(r"^ *(\d+) +\[\.\] (\S+)", report, re.M):
             for part, names in SPENT.items():
-                if re.fullmatch(names, symbol):
+                if re.fullmatch(names, symbol.split(".")[0]):  # gcc's copies of a function: name.constprop.0
                     spent[part] += int(count)
                     break
         whole = sum(spent.values()) or 1

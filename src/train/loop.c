@@ -49,7 +49,6 @@ typedef struct run {
     double step_s, eval_s; /* since the last line; the last evaluation */
     uint64_t step_tok;     /* the same */
     int step_n;
-
 } run;
 
 static double now_s(void)

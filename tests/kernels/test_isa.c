@@ -69,8 +69,8 @@ static void compare_matmul(sh_dtype t, sh_form form)
         compare_product(t, form, rows, &kd, random_in(0, kd.n_slice - n_slice), n_slice, n_tok, l,
                         i % 2);
     }
-    /* so many k's, panels or tokens that they are taken in parts: half a slice's, some slices', all
-     * of one and some of the next; slices from `slice` on */
+    /* So many k's, panels or tokens that they are taken in parts: of `in` equal slices n_slice,
+     * from `slice` on. */
     static const struct {
         int rows, k, in, slice, n_slice, n_tok;
     } big[] = {{33, 2080, 1, 0, 1, 17}, {2, 6176, 1, 0, 1, 33},  {17, 17664, 8, 0, 8, 8},
