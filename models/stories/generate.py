@@ -15,7 +15,7 @@ story (cast.py, words.py)."""
 
 import argparse
 import collections
-import multiprocessing
+import concurrent.futures
 import os
 import pathlib
 import random
@@ -29,6 +29,7 @@ import rhymes
 HERE = pathlib.Path(__file__).resolve().parent
 END = "<|endoftext|>"
 CHUNK = 400  # stories that one generator of random numbers draws: the unit of work
+CHUNK_BYTES = 335000  # of them and their rhymes, about
 WORDS = range(80, 251)
 ALONE = 0.4  # the part of the stories that no rhyme follows
 plots = []  # of this process
@@ -82,19 +83,20 @@ def chunk_bytes(task):
 
 
 def write(out, n_bytes, seed, held, jobs):
-    """At least n_bytes, to the end of a story."""
+    """At least n_bytes, to the end of a story. (Units are asked for as they are needed: the terminate() of a
+    multiprocessing.Pool with some left over can hang.)"""
     tasks = ((seed, held, i) for i in range(sys.maxsize))
     end = f"\n{END}\n".encode()
-    with multiprocessing.Pool(jobs) as pool:
-        ahead = collections.deque(pool.apply_async(chunk_bytes, (next(tasks),)) for _ in range(jobs * 3))
+    ahead = collections.deque()
+    with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
         while n_bytes > 0:
-            text = ahead.popleft().get()
-            ahead.append(pool.apply_async(chunk_bytes, (next(tasks),)))
+            while len(ahead) < min(jobs * 3, 1 + n_bytes // CHUNK_BYTES):
+                ahead.append(pool.submit(chunk_bytes, next(tasks)))
+            text = ahead.popleft().result()
             if len(text) >= n_bytes:
                 text = text[:text.index(end, max(0, n_bytes - len(end))) + len(end)]
             out.write(text)
             n_bytes -= len(text)
-        pool.terminate()
 
 
 def first_sentences(text, n=2):
