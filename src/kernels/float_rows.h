@@ -19,7 +19,7 @@ SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const
         const float *p = (const float *)panel + at;
         const uint16_t *h = (const uint16_t *)panel + at;
         vec w[VEC_PANEL];
-        __builtin_prefetch((f16 ? (const char *)h : (const char *)p) + SH_AHEAD);
+        if (k % (f16 ? 8 : 4) == 0) sh_ask_ahead(f16 ? (const void *)h : p, 256);
         for (int i = 0; i < VEC_PANEL; i++)
             w[i] = f16 ? vec_f16(h + i * VEC) : vec_load(p + i * VEC);
 #pragma GCC unroll 6

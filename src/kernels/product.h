@@ -4,10 +4,10 @@
 
 #include <string.h>
 
+#include "kernels/ahead.h"
 #include "kernels/kernels.h"
 
 enum {
-    SH_AHEAD = 4096, /* bytes of weights that are asked for ahead of their use */
     SH_TOKENS = 64,  /* tokens that a product takes at once: they stay in the second cache */
     SH_MAX_TILE = 8, /* tokens of one sum, at most */
 };

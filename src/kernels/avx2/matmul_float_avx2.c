@@ -30,11 +30,11 @@ SH_INLINE void bf16_sum(float *acc, const uint8_t *panel, int lo, int hi, const 
     for (int k = lo; k < hi; k += SH_RUN) {
         const uint8_t *p = panel + (size_t)k * 32;
         __m256 even[2][2], odd[2][2];
+        sh_ask_ahead(p, 1024);
         for (int t = 0; t < n; t++)
             even[t][0] = even[t][1] = odd[t][0] = odd[t][1] = _mm256_setzero_ps();
 #pragma GCC unroll 4
         for (int i = 0; i < SH_RUN; i += 2) {
-            _mm_prefetch((const char *)p + i * 32 + SH_AHEAD, _MM_HINT_T0);
             __m256i w0 = _mm256_loadu_si256((const __m256i *)(p + i * 32));
             __m256i w1 = _mm256_loadu_si256((const __m256i *)(p + i * 32 + 32));
             for (int t = 0; t < n; t++) {

@@ -45,7 +45,7 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 512;
         __m256i dot[4][2];
-        for (int i = 0; i < 8; i++) _mm_prefetch((const char *)q + SH_AHEAD + i * 64, _MM_HINT_T0);
+        sh_ask_ahead(q, 512);
         _mm_prefetch((const char *)scale + b * 32 + w->panel_bytes,
                      _MM_HINT_T0); /* the next panel's */
 #pragma GCC unroll 8
@@ -219,7 +219,7 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 256;
         __m256i dot[4][2];
-        for (int i = 0; i < 4; i++) _mm_prefetch((const char *)q + SH_AHEAD + i * 64, _MM_HINT_T0);
+        sh_ask_ahead(q, 256);
         _mm_prefetch((const char *)scale + b * 32 + w->panel_bytes,
                      _MM_HINT_T0); /* the next panel's */
 #pragma GCC unroll 4

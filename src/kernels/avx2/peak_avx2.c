@@ -56,11 +56,12 @@ static uint64_t read_all(const void *p, size_t n)
     const char *v = p;
     __m256i s[4];
     for (int i = 0; i < 4; i++) s[i] = _mm256_setzero_si256();
-    for (size_t at = 0; at < n; at += 128) {
-        _mm_prefetch(v + at + SH_AHEAD, _MM_HINT_T0);
-        _mm_prefetch(v + at + 64 + SH_AHEAD, _MM_HINT_T0);
-        for (int i = 0; i < 4; i++)
-            s[i] = _mm256_xor_si256(s[i], _mm256_load_si256((const __m256i *)(v + at + i * 32)));
+    for (size_t at = 0; at < n; at += 256) {
+        sh_ask_ahead(v + at, 256);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++)
+            s[i % 4] =
+                _mm256_xor_si256(s[i % 4], _mm256_load_si256((const __m256i *)(v + at + i * 32)));
     }
     s[0] = _mm256_xor_si256(_mm256_xor_si256(s[0], s[1]), _mm256_xor_si256(s[2], s[3]));
     uint64_t part[4];

@@ -1,9 +1,8 @@
 /* Matrix products. A vector is one k of a panel's 16 outputs, or four k's as bytes; each weight
  * that is loaded serves up to 8 tokens. T is a constant wherever it stands, so that the loops over
  * tokens unroll and the sums stay in registers. */
+#include "kernels/ahead.h"
 #include "kernels/avx512/avx512.h"
-
-enum { AHEAD = 4096 }; /* bytes that are asked for before they are needed */
 
 /* One token's prepared activations, and the sums of one panel and slice: acc[T]. */
 typedef void slice_fn(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
@@ -66,7 +65,7 @@ SH_INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_
     (void)w;
     for (int k = lo; k < hi; k++) {
         __m512 v = _mm512_load_ps(wf + (size_t)k * SH_LANES);
-        _mm_prefetch((const char *)(wf + (size_t)k * SH_LANES) + AHEAD, _MM_HINT_T0);
+        if (!(k & 3)) sh_ask_ahead(wf + (size_t)k * SH_LANES, 256);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++)
             acc[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(((const float *)(x + (size_t)t * ldx))[k]),
@@ -82,7 +81,7 @@ SH_INLINE void slice_f16(const int T, __m512 *acc, const sh_mat *w, const uint8_
     for (int k = lo; k < hi; k++) {
         const __m256i *p = (const __m256i *)(panel + (size_t)k * 32);
         __m512 v = _mm512_cvtph_ps(_mm256_load_si256(p));
-        if (!(k & 1)) _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0);
+        if (!(k & 7)) sh_ask_ahead(p, 256);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++)
             acc[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(((const float *)(x + (size_t)t * ldx))[k]),
@@ -107,6 +106,7 @@ SH_INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8
         const uint8_t *p = panel + (size_t)k * 32;
         float xs[8][32];
         __m512 even[8], odd[8];
+        sh_ask_ahead(p, 1024);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             spread_bf16(xs[t], x + (size_t)t * ldx + (size_t)k * 2);
@@ -117,7 +117,6 @@ SH_INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8
             __m512 we = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
             __m512 wo =
                 _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000)));
-            _mm_prefetch((const char *)p + i * 64 + AHEAD, _MM_HINT_T0);
 #pragma GCC unroll 8
             for (int t = 0; t < T; t++) {
                 even[t] = _mm512_fmadd_ps(we, _mm512_set1_ps(xs[t][i]), even[t]);
@@ -165,11 +164,9 @@ SH_INLINE void slice_q8_0(const int T, __m512 *acc, const sh_mat *w, const uint8
         const uint8_t *p = panel + (size_t)b * 512;
         __m512 dw = scales(scale, w->panel_bytes, b);
         __m512i q[8];
+        sh_ask_ahead(p, 512);
 #pragma GCC unroll 8
-        for (int g = 0; g < 8; g++) {
-            q[g] = _mm512_load_si512(p + g * 64);
-            _mm_prefetch((const char *)p + g * 64 + AHEAD, _MM_HINT_T0);
-        }
+        for (int g = 0; g < 8; g++) q[g] = _mm512_load_si512(p + g * 64);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             const char *xt = x + (size_t)t * ldx, *xb = xt + b * SH_RUN;
@@ -195,9 +192,9 @@ SH_INLINE void slice_q4_0(const int T, __m512 *acc, const sh_mat *w, const uint8
         const uint8_t *p = panel + (size_t)b * 256;
         __m512 dw = scales(scale, w->panel_bytes, b);
         __m512i q[8];
+        sh_ask_ahead(p, 256);
         for (int g = 0; g < 4; g++) {
             __m512i v = _mm512_load_si512(p + g * 64);
-            _mm_prefetch((const char *)p + g * 64 + AHEAD, _MM_HINT_T0);
             q[g] = _mm512_and_si512(v, nibble);
             q[g + 4] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
         }

@@ -1,10 +1,8 @@
 /* What AVX-512 can do at most: the rows `peak` and `read`. */
+#include "kernels/ahead.h"
 #include "kernels/avx512/avx512.h"
 
-enum {
-    N_ACC = 12,
-    AHEAD = 4096
-}; /* sums under way; bytes that are asked for before they are read */
+enum { N_ACC = 12 }; /* sums under way */
 
 /* The sums have names, as an array of them would lie in memory. */
 static double peak_f32(long n_round)
@@ -67,11 +65,10 @@ static uint64_t read_all(const void *p, size_t n)
     __m512i s[4];
     for (int i = 0; i < 4; i++) s[i] = _mm512_setzero_si512();
     for (size_t at = 0; at < n; at += 256) {
+        sh_ask_ahead(v + at, 256);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            _mm_prefetch(v + at + i * 64 + AHEAD, _MM_HINT_T0);
+        for (int i = 0; i < 4; i++)
             s[i] = _mm512_xor_si512(s[i], _mm512_load_si512(v + at + i * 64));
-        }
     }
     s[0] = _mm512_xor_si512(_mm512_xor_si512(s[0], s[1]), _mm512_xor_si512(s[2], s[3]));
     return (uint64_t)_mm512_reduce_add_epi64(s[0]);

@@ -15,7 +15,7 @@ static const uint32_t *run_bf16(uint32_t *room, const sh_mat *w, const uint8_t *
 {
     const uint8_t *p = panel + (size_t)run * (sizeof(sh_run_w));
     (void)room, (void)w;
-    for (int i = 0; i < 16; i++) __builtin_prefetch(p + SH_AHEAD + i * 64);
+    sh_ask_ahead(p, 1024);
     return (const uint32_t *)(const void *)p;
 }
 

@@ -22,7 +22,7 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 512;
         int32x4_t dot[TILE][4];
-        for (int i = 0; i < 8; i++) __builtin_prefetch(q + SH_AHEAD + i * 64);
+        sh_ask_ahead(q, 512);
         __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
         for (int t = 0; t < n; t++)
             for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);
@@ -53,7 +53,7 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 256;
         int32x4_t dot[TILE][4];
-        for (int i = 0; i < 4; i++) __builtin_prefetch(q + SH_AHEAD + i * 64);
+        sh_ask_ahead(q, 256);
         __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
         for (int t = 0; t < n; t++)
             for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);

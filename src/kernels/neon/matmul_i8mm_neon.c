@@ -107,7 +107,7 @@ SH_INLINE void sum(const bool q8, float *acc, const sh_mat *w, const uint8_t *pa
     for (size_t b = (size_t)lo / SH_RUN; b < (size_t)hi / SH_RUN; b++) {
         const uint8_t *q = panel + b * bytes;
         pair_sums dot[PAIRS];
-        for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(q + SH_AHEAD + i);
+        sh_ask_ahead(q, q8 ? 512 : 256);
         __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
         for (int t = 0; t < n; t += 2)
             begin(dot[t / 2], token(x, ldx, n, t), token(x, ldx, n, t + 1),

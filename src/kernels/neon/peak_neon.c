@@ -38,7 +38,7 @@ static uint64_t read_all(const void *p, size_t n)
     uint64x2_t s[4];
     for (int i = 0; i < 4; i++) s[i] = vdupq_n_u64(0);
     for (size_t at = 0; at < n; at += 64) {
-        __builtin_prefetch(v + at + SH_AHEAD);
+        sh_ask_ahead(v + at, 64);
         for (int i = 0; i < 4; i++)
             s[i] = veorq_u64(s[i], vreinterpretq_u64_u8(vld1q_u8(v + at + (size_t)i * 16)));
     }
