@@ -127,7 +127,8 @@ static void pack_rest(const sh_mat *m, uint8_t *panel, size_t run, size_t n_run,
     pack_run(m->dtype, panel, run, n_run, &rest);
 }
 
-static void pack_panel(const sh_mat *m, uint8_t *panel, lanes *a)
+/* next: where the rows after these begin, if they lie in sequence; they are asked for. */
+static void pack_panel(const sh_mat *m, uint8_t *panel, lanes *a, const uint8_t *next)
 {
     size_t n_run = (size_t)m->kd.kp[m->kd.n_slice] / SH_RUN;
     for (int s = 0; s < m->kd.n_slice; s++) {
@@ -136,6 +137,8 @@ static void pack_panel(const sh_mat *m, uint8_t *panel, lanes *a)
         for (; n >= SH_RUN; n -= SH_RUN, run++) {
             pack_run(m->dtype, panel, run, n_run, a);
             for (int l = 0; l < SH_LANES; l++) a->src[l] += a->step[l];
+            for (const uint8_t *end = next + a->step[0] * SH_LANES; next < end; next += 64)
+                __builtin_prefetch(next, 0, 2);
         }
         if (n == 0) continue;
         pack_rest(m, panel, run, n_run, a, n);
@@ -156,7 +159,7 @@ void sh_mat_pack(const sh_mat *m, int lo, int hi, const uint8_t *(*row)(const vo
             a.src[l] = r < m->rows ? row(arg, r) : zeros;
             a.step[l] = r < m->rows ? step : 0;
         }
-        pack_panel(m, panel, &a);
+        pack_panel(m, panel, &a, a.src[0] + n_byte);
         memset(panel + n_byte, 0, m->panel_bytes - n_byte);
     }
 }

@@ -5,6 +5,7 @@
  * first level keeps the tokens. */
 #include <string.h>
 
+#include "kernels/ahead.h"
 #include "kernels/amx/amx.h"
 
 enum {
@@ -75,6 +76,7 @@ static const uint8_t *tiles_q8_0(uint8_t *room, const sh_mat *w, const uint8_t *
     uint8_t *out = room;
     for (int b = k_lo / SH_RUN; b < k_hi / SH_RUN; b++) {
         __m512 d = scales(scale, b), zero = _mm512_mul_ps(d, _mm512_set1_ps(-128.0f));
+        sh_ask_ahead(panel + (size_t)b * 512, 512);
         for (int g = 0; g < 8; g++, out += 128)
             dequantise_four(out, _mm512_load_si512(panel + (size_t)b * 512 + g * 64), d, zero);
     }
@@ -89,6 +91,7 @@ static const uint8_t *tiles_q4_0(uint8_t *room, const sh_mat *w, const uint8_t *
     uint8_t *out = room;
     for (int b = k_lo / SH_RUN; b < k_hi / SH_RUN; b++, out += TILE_BYTES) {
         __m512 d = scales(scale, b), zero = _mm512_mul_ps(d, _mm512_set1_ps(-8.0f));
+        sh_ask_ahead(panel + (size_t)b * 256, 256);
         for (int g = 0; g < 4; g++) {
             __m512i v = _mm512_load_si512(panel + (size_t)b * 256 + g * 64);
             dequantise_four(out + g * 128, _mm512_and_si512(v, nibble), d, zero);
