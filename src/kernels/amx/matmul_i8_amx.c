@@ -107,12 +107,6 @@ SH_INLINE __m512 scales(const uint8_t *scale_w, int b)
     return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scale_w + b * 32)));
 }
 
-/* The scales lie apart from the weights: those of the next panel are asked for. */
-SH_INLINE void ask_scales(const group *u, size_t panel_bytes, int b)
-{
-    _mm_prefetch((const char *)u->scale_w + panel_bytes + b * 32, _MM_HINT_T0);
-}
-
 /* Out of the way: a processor whose other half is busy feels the length of the loop. */
 static __attribute__((noinline, cold)) void add_slice(tile_sums *level, int slice)
 {
@@ -153,7 +147,7 @@ SH_INLINE void end_slice(tile_sums *level, __m512 *acc, int slice)
         _tile_loadd(panel, k->w[B], 64);                                                           \
         sh_ask_ahead(u->ask + B * ask, ask);                                                       \
         if (u->fresh) unpack(&k->w[B], u->w, B);                                                   \
-        if (u->fresh && B % 2) ask_scales(u, k->panel_bytes, B);                                   \
+        if (u->fresh) sh_ask_scales(u->scale_w + B * 32, k->panel_bytes, B);                       \
         add_rows(acc, 11, 14, &now[B], sw, sx);                                                    \
         _tile_dpbssd(B, tokens, panel);                                                            \
         add_rows(acc, 14, 16, &now[B], sw, sx);                                                    \

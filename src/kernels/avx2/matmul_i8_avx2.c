@@ -46,8 +46,7 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
         const uint8_t *q = panel + (size_t)b * 512;
         __m256i dot[4][2];
         sh_ask_ahead(q, 512);
-        _mm_prefetch((const char *)scale + b * 32 + w->panel_bytes,
-                     _MM_HINT_T0); /* the next panel's */
+        sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++)
 #pragma GCC unroll 2
@@ -220,8 +219,7 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
         const uint8_t *q = panel + (size_t)b * 256;
         __m256i dot[4][2];
         sh_ask_ahead(q, 256);
-        _mm_prefetch((const char *)scale + b * 32 + w->panel_bytes,
-                     _MM_HINT_T0); /* the next panel's */
+        sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++)
 #pragma GCC unroll 2

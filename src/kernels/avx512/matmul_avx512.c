@@ -129,12 +129,11 @@ SH_INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8
 }
 MATMUL(matmul_bf16, slice_bf16)
 
-/* The scales of block b. They lie apart from the weights: those of the next panel are asked for. */
 SH_INLINE __m512 scales(const uint8_t *first, size_t panel_bytes, int b)
 {
-    const char *p = (const char *)first + (size_t)b * 32;
-    if (!(b & 1)) _mm_prefetch(p + panel_bytes, _MM_HINT_T0);
-    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(first + (size_t)b * 32)));
+    const uint8_t *p = first + (size_t)b * 32;
+    sh_ask_scales(p, panel_bytes, b);
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)p));
 }
 
 /* acc += (float)(dot - 2^shift * sum of the x's) * (scale_w * scale_x), for block b of one token */
