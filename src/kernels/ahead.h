@@ -4,8 +4,6 @@
 
 #include "kernels/kernels.h"
 
-enum { SH_AHEAD = 4096 }; /* bytes of weights that are asked for ahead of their use */
-
 /* Once for every 256 bytes that are read, in the order of their addresses. x86's processors read
  * ahead by themselves, but only within a page of 4 KiB, and start anew at each: so one line of the
  * first 1024 bytes of a page soon to come is asked for into the second-level cache, and the rest of
@@ -24,8 +22,9 @@ SH_INLINE void sh_ask_page(const void *p)
 /* n bytes at p are read, in the order of their addresses; n is a multiple of 64. */
 SH_INLINE void sh_ask_ahead(const void *p, const int n)
 {
+    enum { AHEAD = 4096 };
 #pragma GCC unroll 16
-    for (int i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i + SH_AHEAD);
+    for (int i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i + AHEAD);
 #pragma GCC unroll 4
     for (int i = 0; i < n; i += 256) sh_ask_page((const char *)p + i);
 }

@@ -107,29 +107,41 @@ SH_INLINE __m512 scales(const uint8_t *scale_w, int b)
     return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scale_w + b * 32)));
 }
 
+/* Where the sums of a slice gather; see tile_tree. */
+SH_INLINE tile_sums *sums_of(tile_sums *level, int slice)
+{
+    return &level[__builtin_popcount((unsigned)slice)];
+}
+
 /* Out of the way: a processor whose other half is busy feels the length of the loop. */
 static __attribute__((noinline, cold)) void add_slice(tile_sums *level, int slice)
 {
-    int depth = __builtin_popcount((unsigned)slice); /* see tile_tree */
+    int depth = (int)(sums_of(level, slice) - level);
     tile_tree(level, &depth, slice);
 }
 
-SH_INLINE void end_slice(tile_sums *level, __m512 *acc, int slice)
+/* If block b of g is the last of its slice, the sums go to the tree. Returns the slice that goes on. */
+SH_INLINE int end_slice(const group *g, const int b, __m512 *acc, int slice)
 {
-    int depth = __builtin_popcount((unsigned)slice); /* see tile_tree */
+    if (__builtin_expect(!(g->ends >> b & 1), 1)) return slice;
+    float(*sums)[SH_LANES] = *sums_of(g->level, slice);
 #pragma GCC unroll 16
     for (int t = 0; t < SH_LANES; t++) {
-        _mm512_store_ps(level[depth][t], acc[t]);
+        _mm512_store_ps(sums[t], acc[t]);
         acc[t] = _mm512_setzero_ps();
     }
-    add_slice(level, slice);
+    add_slice(g->level, slice);
+    return slice + 1;
 }
 
-/* The slice that block `B` of g ends goes to the tree, and the next one begins. */
-#define SLICE_ENDS(B)                                                                              \
-    do {                                                                                           \
-        if (__builtin_expect(g->ends >> (B)&1, 0)) end_slice(g->level, acc, slice++);              \
-    } while (0)
+/* Block b of u is unpacked if it is fresh, and its part of the blocks to come asked for. */
+SH_INLINE void take_block(unpack_fn *unpack, const int ask, work *k, const group *u, const int b)
+{
+    sh_ask_ahead(u->ask + b * ask, ask);
+    if (!u->fresh) return;
+    unpack(&k->w[b], u->w, b);
+    sh_ask_scales(u->scale_w + b * 32, k->panel_bytes, b);
+}
 
 /* Block B: of g it is scaled, of h its dots are made in tile B, of u it is unpacked. `store` an
  * earlier tile, as the processor waits where one is stored right after it was made. */
@@ -145,13 +157,11 @@ SH_INLINE void end_slice(tile_sums *level, __m512 *acc, int slice)
         _tile_loadd(tokens, h->x + B * SH_RUN, k->ldx);                                            \
         add_rows(acc, 8, 11, &now[B], sw, sx);                                                     \
         _tile_loadd(panel, k->w[B], 64);                                                           \
-        sh_ask_ahead(u->ask + B * ask, ask);                                                       \
-        if (u->fresh) unpack(&k->w[B], u->w, B);                                                   \
-        if (u->fresh) sh_ask_scales(u->scale_w + B * 32, k->panel_bytes, B);                       \
+        take_block(unpack, ask, k, u, B);                                                          \
         add_rows(acc, 11, 14, &now[B], sw, sx);                                                    \
         _tile_dpbssd(B, tokens, panel);                                                            \
         add_rows(acc, 14, 16, &now[B], sw, sx);                                                    \
-        SLICE_ENDS(B);                                                                             \
+        slice = end_slice(g, B, acc, slice);                                                       \
     } while (0)
 
 #define DOTS(B, tokens, panel)                                                                     \
@@ -172,8 +182,7 @@ SH_INLINE void step(unpack_fn *unpack, const int ask, work *k, const group *g, c
     __m512 acc[SH_LANES];
 #pragma GCC unroll 16
     for (int t = 0; t < SH_LANES; t++)
-        acc[t] = g->first ? _mm512_setzero_ps()
-                          : _mm512_load_ps(g->level[__builtin_popcount((unsigned)slice)][t]);
+        acc[t] = g->first ? _mm512_setzero_ps() : _mm512_load_ps((*sums_of(g->level, slice))[t]);
     if (g->n == GROUP && h->n == GROUP && u->n == GROUP) {
         BLOCK(0, 4, 6, _tile_stored(2, now[2], 64));
         BLOCK(1, 5, 7, _tile_stored(3, now[3], 64));
@@ -195,18 +204,17 @@ SH_INLINE void step(unpack_fn *unpack, const int ask, work *k, const group *g, c
         if (h->n > 2) DOTS(2, 4, 6);
         if (h->n == 3) _tile_stored(2, next[2], 64);
         if (h->n > 3) DOTS(3, 5, 7);
-        for (int b = 0; u->fresh && b < u->n; b++) unpack(&k->w[b], u->w, b);
+        for (int b = 0; b < u->n; b++) take_block(unpack, ask, k, u, b);
         for (int b = 0; b < g->n; b++) {
             add_rows(acc, 0, 16, &now[b], scales(g->scale_w, b), g->scale_x[b]);
-            SLICE_ENDS(b);
+            slice = end_slice(g, b, acc, slice);
         }
     }
     if (g->last) {
         tile_out(g->y, k->ldy, &g->level[0], k->n_row, g->rows);
     } else {
 #pragma GCC unroll 16
-        for (int t = 0; t < SH_LANES; t++)
-            _mm512_store_ps(g->level[__builtin_popcount((unsigned)slice)][t], acc[t]);
+        for (int t = 0; t < SH_LANES; t++) _mm512_store_ps((*sums_of(g->level, slice))[t], acc[t]);
     }
 }
 

@@ -23,7 +23,7 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
         const uint8_t *q = panel + (size_t)b * 512;
         int32x4_t dot[TILE][4];
         sh_ask_ahead(q, 512);
-        __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
+        sh_ask_scales(scale + b * SH_LANES, w->panel_bytes, b);
         for (int t = 0; t < n; t++)
             for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);
 #pragma GCC unroll 1
@@ -54,7 +54,7 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
         const uint8_t *q = panel + (size_t)b * 256;
         int32x4_t dot[TILE][4];
         sh_ask_ahead(q, 256);
-        __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
+        sh_ask_scales(scale + b * SH_LANES, w->panel_bytes, b);
         for (int t = 0; t < n; t++)
             for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);
 #pragma GCC unroll 1

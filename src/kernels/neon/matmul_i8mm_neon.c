@@ -108,7 +108,7 @@ SH_INLINE void sum(const bool q8, float *acc, const sh_mat *w, const uint8_t *pa
         const uint8_t *q = panel + b * bytes;
         pair_sums dot[PAIRS];
         sh_ask_ahead(q, q8 ? 512 : 256);
-        __builtin_prefetch((const char *)(scale + b * SH_LANES) + SH_AHEAD);
+        sh_ask_scales(scale + b * SH_LANES, w->panel_bytes, (int)b);
         for (int t = 0; t < n; t += 2)
             begin(dot[t / 2], token(x, ldx, n, t), token(x, ldx, n, t + 1),
                   kp + (n_block + b) * sizeof(float), q8 ? 128 : 8);
