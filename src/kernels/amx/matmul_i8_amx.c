@@ -120,7 +120,7 @@ static __attribute__((noinline, cold)) void add_slice(tile_sums *level, int slic
     tile_tree(level, &depth, slice);
 }
 
-/* If block b of g is the last of its slice, the sums go to the tree. Returns the slice that goes on. */
+/* If block b of g ends its slice, the sums go to the tree. Returns the slice that goes on. */
 SH_INLINE int end_slice(const group *g, const int b, __m512 *acc, int slice)
 {
     if (__builtin_expect(!(g->ends >> b & 1), 1)) return slice;
