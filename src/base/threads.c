@@ -20,10 +20,17 @@ typedef struct thread_arg {
     int index, cpu;
 } thread_arg;
 
+/* What a thread does while it waits. */
+typedef struct idle {
+    bool (*fn)(void *arg, int thread); /* NULL: nothing */
+    void *arg;
+} idle;
+
 struct sh_pool {
     int n_thread, spin;
     void (*fn)(void *, int, int);
     void *arg;
+    idle idle;
     bool stop;
     _Alignas(64) atomic_uint go;      /* counts regions; the others wait for it to change */
     _Alignas(64) atomic_uint done;    /* threads that have ended the region */
@@ -35,11 +42,15 @@ struct sh_pool {
     cpu_set_t before; /* ...and may then run here again */
 };
 
-static void wait_change(sh_pool *p, atomic_uint *word, unsigned old)
+static void wait_change(sh_pool *p, atomic_uint *word, unsigned old, idle d, int thread)
 {
-    for (int i = 0; i < p->spin; i++) {
+    bool more = d.fn && p->spin > 0;
+    for (int i = 0; i < p->spin; i += !more) {
         if (atomic_load_explicit(word, memory_order_acquire) != old) return;
-        sh_cpu_pause();
+        if (more)
+            more = d.fn(d.arg, thread);
+        else
+            sh_cpu_pause();
     }
     atomic_fetch_add(&p->sleepers, 1);
     while (atomic_load(word) == old)
@@ -58,15 +69,17 @@ static void *thread_main(void *v)
     thread_arg *a = v;
     sh_pool *p = a->pool;
     unsigned seen = 0;
+    idle d = {NULL, NULL};
     sigset_t all;
     sigfillset(&all); /* signals belong to the program's own threads */
     pthread_sigmask(SIG_SETMASK, &all, NULL);
     sh_cpu_bind(a->cpu);
     sh_cpu_enter();
     for (;;) {
-        wait_change(p, &p->go, seen);
+        wait_change(p, &p->go, seen, d, a->index);
         seen++;
         if (p->stop) return NULL;
+        d = p->idle;
         p->fn(p->arg, a->index, p->n_thread);
         atomic_fetch_add(&p->done, 1);
         wake(p, &p->done);
@@ -136,8 +149,13 @@ void sh_pool_run(sh_pool *p, void (*fn)(void *, int, int), void *arg)
     }
     fn(arg, 0, p->n_thread);
     for (unsigned n; p->n_thread > 1 && (n = atomic_load(&p->done)) != (unsigned)p->n_thread - 1;)
-        wait_change(p, &p->done, n);
+        wait_change(p, &p->done, n, p->idle, 0);
     sh_cpu_leave(state);
+}
+
+void sh_pool_idle(sh_pool *p, bool (*fn)(void *arg, int thread), void *arg)
+{
+    p->idle = (idle){fn, arg};
 }
 
 typedef struct each_job {

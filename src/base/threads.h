@@ -4,6 +4,8 @@
 #ifndef SH_BASE_THREADS_H
 #define SH_BASE_THREADS_H
 
+#include <stdbool.h>
+
 #include "base/err.h"
 
 typedef struct sh_pool sh_pool;
@@ -18,6 +20,11 @@ int sh_pool_n_thread(const sh_pool *p);
 /** Runs fn(arg, i, n_thread) on every thread i and returns when all have. fn's floating point is
  * set as by sh_cpu_enter. From one thread at a time. */
 void sh_pool_run(sh_pool *p, void (*fn)(void *arg, int thread, int n_thread), void *arg);
+
+/** From the next region on a thread that waits for others, before it sleeps, calls idle(arg,
+ * thread) again and again until that returns false; it must be short. Not if threads do not spin.
+ * arg must live until the pool is closed. */
+void sh_pool_idle(sh_pool *p, bool (*idle)(void *arg, int thread), void *arg);
 
 /** Calls fn(arg, i, thread) for every i in [0, n), each on a thread that has nothing else to do,
  * and returns when all are done. One alone is done by the caller. */

@@ -206,10 +206,10 @@ void sh_node_close(sh_node *node)
         (void)sh_group_bcast(node->group, stop, n, &n);
     }
     sh_group_close(node->group);
+    sh_pool_close(node->pool);
     sh_forward_close(&node->forward);
     sh_kv_close(&node->kv);
     sh_weights_free(&node->weights);
-    sh_pool_close(node->pool);
     sh_model_file_close(node->file);
     sh_buf_free(&node->message);
     free(node->path);

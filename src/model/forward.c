@@ -161,13 +161,47 @@ static void matmul_panels(const matmul_job *j, int lo, int hi)
     }
 }
 
+enum { FEW = 16 }; /* tokens: below it a product waits for its weights more than it computes */
+
 /* The panels that a thread takes at once, of a share: few enough that others can take over where it
  * is kept from them, and for many tokens not more than fit a second-level cache twice, nor so few
  * that the tokens pass by all the time. */
 static int piece_of(int share, int n_tok)
 {
-    if (n_tok < 16) return 4;
+    if (n_tok < FEW) return 4;
     return share < 64 ? 8 : share < 256 ? 16 : 32;
+}
+
+/* Notes where a thread's share of the next matrices begins. */
+static void note_next(const sh_forward *f, int thread, int n_thread)
+{
+    enum { MOST = 256 * 1024 }; /* bytes, of a second-level cache */
+    sh_share_of *s = &f->share[thread];
+    int n = 0, lo, hi;
+    s->ask = s->end_of_ask = NULL;
+    for (const sh_weight *const *w = f->next.w; *w; w++) n += (*w)->mat.n_panel;
+    sh_share(n, thread, n_thread, &lo, &hi);
+    for (const sh_weight *const *w = f->next.w; *w && lo < hi; w++) {
+        const sh_mat *m = &(*w)->mat;
+        if (lo < m->n_panel) {
+            size_t bytes = (size_t)((hi < m->n_panel ? hi : m->n_panel) - lo) * m->panel_bytes;
+            s->ask = m->data + (size_t)lo * m->panel_bytes;
+            s->end_of_ask = s->ask + (bytes < MOST ? bytes : MOST);
+            return;
+        }
+        lo -= m->n_panel;
+        hi -= m->n_panel;
+    }
+}
+
+/* While a thread waits, it asks for the weights that it will read next. */
+static bool ask_next(void *arg, int thread)
+{
+    const sh_forward *f = arg;
+    sh_share_of *s = &f->share[thread];
+    for (int i = 0; i < 4 && s->ask < s->end_of_ask; i++, s->ask += 64)
+        __builtin_prefetch(s->ask, 0, 2);
+    return s->ask < s->end_of_ask;
 }
 
 /* A thread takes its own share of the panels piece by piece, and then pieces of those threads that
@@ -179,9 +213,10 @@ static void matmul_share(void *arg, int thread, int n_thread)
     for (int i = 0; i < n_thread; i++) {
         int whose = (thread + i) % n_thread, lo, hi;
         sh_share(j->n_panel, whose, n_thread, &lo, &hi);
-        for (int at; (at = lo + atomic_fetch_add(&j->f->taken[whose].n, piece)) < hi;)
+        for (int at; (at = lo + atomic_fetch_add(&j->f->share[whose].taken, piece)) < hi;)
             matmul_panels(j, at, at + piece < hi ? at + piece : hi);
     }
+    if (j->n_tok < FEW) note_next(j->f, thread, n_thread);
 }
 
 /* p[i].y (n_tok, ldy) = the rows x (n_tok, k) times each matrix, all of which have the same k's, +
@@ -207,7 +242,7 @@ static void matmul(sh_forward *f, const product *p, int n_product, const rows *x
         }
         j.n_panel += m->n_panel;
     }
-    for (int i = 0; i < sh_pool_n_thread(f->pool); i++) atomic_store(&f->taken[i].n, 0);
+    for (int i = 0; i < sh_pool_n_thread(f->pool); i++) atomic_store(&f->share[i].taken, 0);
     if (j.n_panel > 0) sh_pool_run(f->pool, matmul_share, &j);
 }
 
@@ -278,6 +313,17 @@ static bool attends_in_bf16(const sh_forward *f, const sh_layer *w)
     return f->kv->dtype != SH_F32 && sh_form_of(w->wq.src->dtype, f->arith_bf16) == SH_FORM_BF16;
 }
 
+/* What layer l's first product multiplies; the head after the last one, where it is. */
+static sh_next first_of(const sh_forward *f, int l)
+{
+    const sh_weight *head = &f->w->ends.head;
+    if (l == sh_range_n(f->plan->layer)) return (sh_next){{head->mat.data ? head : NULL}};
+    const sh_layer *w = &f->w->layer[l];
+    bool parallel = f->config->parallel, gated = f->config->act == SH_ACT_SILU;
+    return (sh_next){
+        {&w->wq, &w->wk, &w->wv, parallel ? &w->up : NULL, parallel && gated ? &w->gate : NULL}};
+}
+
 /* x (n_tok, n_embd) is complete once what the layer before left has been added, and this layer
  * leaves its own to the next: norms add it, so that a row is read once. */
 static sh_err layer(sh_forward *f, int l, float *x)
@@ -297,15 +343,19 @@ static sh_err layer(sh_forward *f, int l, float *x)
     const rows normed = {f->xn, norm_row, &j};
 
     if (l > 0) SH_TRY(meet_after(f, &j, w - 1));
+    f->next = (sh_next){{&w->wo}};
     matmul(f, in, parallel ? n_qkv + n_ffn : n_qkv, &normed, whole, f->n_sampled, f->n_tok);
     store(f, l);
     sh_attend(f, l, attends_in_bf16(f, w));
+    f->next = (sh_next){{parallel ? &w->down : &w->up, !parallel && gated ? &w->gate : NULL}};
     matmul_part(f, &w->wo, &(rows){f->ao, NULL, NULL}, 0);
     if (!parallel) {
         j.g = &w->ffn_norm;
         SH_TRY(meet(f, &j, &w->wo, NULL));
+        f->next = (sh_next){{&w->down}};
         matmul(f, in + n_qkv, n_ffn, &normed, whole, f->n_sampled, f->n_tok);
     }
+    f->next = first_of(f, l + 1);
     matmul_part(f, &w->down, &(rows){gated ? f->gate : f->up, act_row, NULL}, parallel ? 1 : 0);
     return SH_OK;
 }
@@ -368,6 +418,7 @@ sh_err sh_forward_head(sh_forward *f, const sh_step *step, const float *x, float
     norm_job j = {.x = f->xn, .y = f->y, .g = &f->w->ends.out_norm};
     const sh_weight *head = &f->w->ends.head;
     product p = {head, head->bias, sh_group_part(f->group, 0), (size_t)n_of(f, SH_DIM_VOCAB)};
+    f->next = first_of(f, 0);
     matmul(f, &p, 1, &(rows){f->y, norm_row, &j}, (sh_range){0, 1}, n_sampled, n);
     return sh_group_gather(f->group, logits, (size_t)f->config->dim[SH_DIM_VOCAB], f->vocab, n);
 }
@@ -455,7 +506,7 @@ sh_err sh_forward_open(sh_forward *f)
     SH_GOTO(sh_alloc(&f->tok_slot, n, sizeof(int), "the step"));
     SH_GOTO(sh_alloc(&f->tok_pos, n, sizeof(int), "the step"));
     SH_GOTO(
-        sh_alloc(&f->taken, (size_t)sh_pool_n_thread(f->pool), sizeof *f->taken, "the threads"));
+        sh_alloc(&f->share, (size_t)sh_pool_n_thread(f->pool), sizeof *f->share, "the threads"));
     SH_GOTO(sh_alloc(&f->block, n, sizeof *f->block, "the step"));
     SH_GOTO(sh_alloc(&f->unit, n + 1, sizeof *f->unit, "the step"));
     SH_GOTO(sh_alloc(&f->freq, half, sizeof *f->freq, "the rotations"));
@@ -471,6 +522,7 @@ sh_err sh_forward_open(sh_forward *f)
             goto out;
         }
     }
+    sh_pool_idle(f->pool, ask_next, f);
     return SH_OK;
 out:
     sh_forward_close(f);
@@ -484,7 +536,7 @@ void sh_forward_close(sh_forward *f)
                     (void **)&f->up,      (void **)&f->y,    (void **)&f->cos,
                     (void **)&f->sin,     (void **)&f->span, (void **)&f->tok_slot,
                     (void **)&f->tok_pos, (void **)&f->freq, (void **)&f->vocab,
-                    (void **)&f->block,   (void **)&f->unit, (void **)&f->taken};
+                    (void **)&f->block,   (void **)&f->unit, (void **)&f->share};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         free(*all[i]);
         *all[i] = NULL;

@@ -11,10 +11,16 @@
 #include "model/kv.h"
 #include "model/weights.h"
 
-/* One to a cache line. */
-typedef struct sh_taken {
-    _Alignas(64) atomic_int n;
-} sh_taken;
+/* What a thread has before it, one to a cache line. */
+typedef struct sh_share_of {
+    _Alignas(64) atomic_int taken;   /* panels of its share of a product that are taken */
+    const uint8_t *ask, *end_of_ask; /* of its share of the next product's, what to ask for */
+} sh_share_of;
+
+/* The matrices that are multiplied after those at work, up to the first NULL. */
+typedef struct sh_next {
+    const sh_weight *w[6];
+} sh_next;
 
 typedef struct sh_forward {
     const sh_config *config;
@@ -46,14 +52,16 @@ typedef struct sh_forward {
     sh_range *block;      /* n_block runs of tokens that attention takes together */
     long *unit;           /* (n_block + 1): units of work (attend.c) before each, for one KV head */
     int n_block, n_single; /* of these the first n_single are single tokens */
-    sh_taken *taken;       /* (n_thread): panels of its share that are taken, in a product */
-    bool attend_bf16;      /* prompts of some layer attend in bf16 */
+    sh_share_of *share;    /* (n_thread) */
+    sh_next next;
+    bool attend_bf16; /* prompts of some layer attend in bf16 */
 } sh_forward;
 
 enum { SH_ROWS = 128 }; /* queries that attention takes together at most */
 
 /** Allocates the scratch; the fields above it are set by the caller. Floats of a group part and
- * bytes of a broadcast that the caller must have given the group: sh_forward_part_floats. */
+ * bytes of a broadcast that the caller must have given the group: sh_forward_part_floats. The pool
+ * must be closed before f: its threads look there while they wait. */
 sh_err sh_forward_open(sh_forward *f);
 void sh_forward_close(sh_forward *f);
 size_t sh_forward_part_floats(const sh_config *c, int n_rank, int n_batch, int n_slot);

@@ -131,11 +131,11 @@ static void check(const char *path, json_t *golden, sh_dtype type, double near)
                  worst, largest);
 
     free(logits);
+    sh_pool_close(pool);
     sh_forward_close(&f);
     sh_group_close(g);
     sh_kv_close(&kv);
     sh_weights_free(&w);
-    sh_pool_close(pool);
     sh_model_file_close(m);
 }
 
