@@ -11,7 +11,7 @@
 #include "kernels/amx/amx.h"
 
 enum {
-    FEW = 6,          /* tokens below which the vector unit is as fast */
+    FEW = 9,          /* tokens below which the vector unit is as fast */
     MAX_BLOCKS = 512, /* of one product; longer ones are left to the vector unit */
     GROUP = 4,        /* blocks */
 };
