@@ -33,40 +33,47 @@ SH_INLINE void tokens(slice_fn *slice, const int T, float *y, size_t ldy, const 
     for (int t = 0; t < T; t++) _mm512_mask_storeu_ps(y + (size_t)t * ldy, rows, part[0][t]);
 }
 
-SH_INLINE void run(slice_fn *slice, float *y, size_t ldy, const sh_mat *w, int panel_lo,
-                   int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
+/* The same for 1 to 8 tokens, compiled for each number by itself: as one function they would share
+ * out the registers badly. */
+typedef void tokens_fn(float *y, size_t ldy, const sh_mat *w, const uint8_t *panel, __mmask16 rows,
+                       int slice_lo, int slice_hi, const char *x, size_t ldx);
+
+static void run(tokens_fn *const *of, float *y, size_t ldy, const sh_mat *w, int panel_lo,
+                int panel_hi, int slice_lo, int slice_hi, const char *x, size_t ldx, int n_tok)
 {
     for (int p = panel_lo; p < panel_hi; p++) {
         const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
-        int n_row = w->rows - p * SH_LANES;
-        __mmask16 rows = n_row >= SH_LANES ? 0xffff : (__mmask16)((1u << n_row) - 1);
+        __mmask16 rows = first_lanes(w->rows - p * SH_LANES);
         float *yp = y + (size_t)p * SH_LANES;
         for (int t = 0, n; t < n_tok; t += n) {
             n = n_tok - t < 8 ? n_tok - t : 8;
-            switch (n) { /* so that it is a constant */
-#define TOKENS(T)                                                                                  \
-    case T:                                                                                        \
-        tokens(slice, T, yp + (size_t)t * ldy, ldy, w, panel, rows, slice_lo, slice_hi,            \
-               x + (size_t)t * ldx, ldx);                                                          \
-        break;
-                TOKENS(1)
-                TOKENS(2)
-                TOKENS(3)
-                TOKENS(4)
-                TOKENS(5)
-                TOKENS(6)
-                TOKENS(7)
-                TOKENS(8)
-            }
+            of[n - 1](yp + (size_t)t * ldy, ldy, w, panel, rows, slice_lo, slice_hi,
+                      x + (size_t)t * ldx, ldx);
         }
-#undef TOKENS
     }
 }
 
+#define TOKENS(T, slice)                                                                           \
+    static void slice##_##T(float *y, size_t ldy, const sh_mat *w, const uint8_t *panel,           \
+                            __mmask16 rows, int slice_lo, int slice_hi, const char *x, size_t ldx) \
+    {                                                                                              \
+        tokens(slice, T, y, ldy, w, panel, rows, slice_lo, slice_hi, x, ldx);                      \
+    }
+
 #define MATMUL(name, slice)                                                                        \
+    TOKENS(1, slice)                                                                               \
+    TOKENS(2, slice)                                                                               \
+    TOKENS(3, slice)                                                                               \
+    TOKENS(4, slice)                                                                               \
+    TOKENS(5, slice)                                                                               \
+    TOKENS(6, slice)                                                                               \
+    TOKENS(7, slice)                                                                               \
+    TOKENS(8, slice)                                                                               \
     SH_MATMUL(name)                                                                                \
     {                                                                                              \
-        run(slice, SH_MATMUL_ARGS);                                                                \
+        static tokens_fn *const of[8] = {slice##_1, slice##_2, slice##_3, slice##_4,               \
+                                         slice##_5, slice##_6, slice##_7, slice##_8};              \
+        run(of, SH_MATMUL_ARGS);                                                                   \
     }
 
 SH_INLINE void slice_f32(const int T, __m512 *acc, const sh_mat *w, const uint8_t *panel, int lo,
@@ -123,6 +130,8 @@ SH_INLINE void slice_bf16(const int T, __m512 *acc, const sh_mat *w, const uint8
             spread_bf16(xs[t], x + (size_t)t * ldx + (size_t)k * 2);
             even[t] = odd[t] = _mm512_setzero_ps();
         }
+        /* not all sixteen: of few tokens the x's would go through registers, by shuffles */
+#pragma GCC unroll 2
         for (int i = 0; i < 16; i++) {
             __m512i v = _mm512_load_si512(p + i * 64);
             __m512 we = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
@@ -249,6 +258,7 @@ SH_INLINE void bf16_block(const int T, __m512 *acc, float (*wr)[SH_LANES], int b
         spread_bf16(xs[t], x + (size_t)t * ldx + (size_t)b * SH_RUN * 2);
         even[t] = odd[t] = _mm512_setzero_ps();
     }
+#pragma GCC unroll 2
     for (int i = 0; i < 16; i++)
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
