@@ -60,7 +60,7 @@ static void compare_matmul(sh_dtype t, sh_form form)
         look l = i % 2 ? LOOK_UNIT : (look)(i / 2 % N_LOOK);
         int rows = PICK(1, 7, 15, 16, 17, 31, 33, 64, 100, 130),
             n_tok = PICK(1, 1, 2, 3, 4, 5, 7, 8, 9);
-        if (i % 7 == 0 && i % 25 != 1) n_tok = PICK(15, 16, 17, 31, 32, 33, 40, 47, 49, 65);
+        if (i % 7 == 0 && i % 25 != 1) n_tok = PICK(15, 16, 17, 31, 32, 33, 40, 49, 65, 67);
         sh_kdim kd =
             random_kdim(i % 25 == 1 ? 4200 : PICK(1, 31, 32, 33, 64, 65, 96, 128, 172, 256, 300),
                         sh_dtypes[t].block);

@@ -63,6 +63,43 @@ SH_INLINE void vec_put8(int8_t *out, vec_words v)
         out, _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 }
 
+enum { SH_TILE = 6 }; /* tokens of one sum, which has 12 registers */
+
+/* acc (tokens, SH_LANES) += n_run unpacked runs. */
+typedef void sh_tile_fn(float *acc, const void *w, const void *x, int n_run);
+
+/* A product of many tokens by chunks of k's (chunks_avx2.c). */
+typedef struct sh_chunks {
+    size_t run_bytes;        /* of packed weights, without scales */
+    size_t x_bytes, w_bytes; /* to which a run of SH_TILE tokens, or of a panel, is unpacked:
+                                multiples of 32, at most those of floats */
+    void (*unpack_x)(void *out, const sh_mat *w, const uint8_t *x, size_t ldx, int run, int n_tok);
+    void (*unpack_w)(void *out, const sh_mat *w, const uint8_t *panel, int run);
+    sh_tile_fn *const *sum; /* for 1 to SH_TILE tokens */
+} sh_chunks;
+
+void sh_product_chunks(const sh_chunks *c, float *y, size_t ldy, const sh_mat *w, int panel_lo,
+                       int panel_hi, int slice_lo, int slice_hi, const void *x, size_t ldx,
+                       int n_tok);
+
+/* The table `name` of such functions; `sum` adds run i of w and x to acc for n tokens. Each number
+ * of tokens is a function by itself: as one they would share out the registers badly. */
+#define SH_TILE_SUM(name, T, sum)                                                                  \
+    static void name##_##T(float *acc, const void *w, const void *x, int n_run)                    \
+    {                                                                                              \
+        enum { n = T };                                                                            \
+        for (int i = 0; i < n_run; i++) sum;                                                       \
+    }
+#define SH_TILE_SUMS(name, sum)                                                                    \
+    SH_TILE_SUM(name, 1, sum)                                                                      \
+    SH_TILE_SUM(name, 2, sum)                                                                      \
+    SH_TILE_SUM(name, 3, sum)                                                                      \
+    SH_TILE_SUM(name, 4, sum)                                                                      \
+    SH_TILE_SUM(name, 5, sum)                                                                      \
+    SH_TILE_SUM(name, 6, sum)                                                                      \
+    static sh_tile_fn *const name[SH_TILE] = {name##_1, name##_2, name##_3,                        \
+                                              name##_4, name##_5, name##_6};
+
 /* A run of 32 k's of a panel in float32: even k's, odd k's. Aligned to 32 bytes. */
 typedef float sh_run_w[2][SH_RUN / 2][SH_LANES];
 

@@ -67,16 +67,11 @@ static void bf16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
 
 /* ---- bf16, many tokens; quantised weights that become bf16 ---- */
 
-enum { CHUNK = 8, BF16_MANY = 12, RUN_TILE = 6 }; /* runs, tokens, tokens of one sum */
+enum { BF16_MANY = 12 }; /* tokens from which unpacking pays */
 
-typedef struct runs {
-    _Alignas(64) sh_run_w w[CHUNK];
-} runs;
-
-typedef void expand_fn(sh_run_w out, const sh_mat *w, const uint8_t *panel, int run);
-
-static void expand_bf16(sh_run_w out, const sh_mat *w, const uint8_t *panel, int run)
+static void unpack_bf16(void *run_w, const sh_mat *w, const uint8_t *panel, int run)
 {
+    float(*out)[SH_RUN / 2][SH_LANES] = run_w;
     const uint8_t *p = panel + (size_t)run * 1024;
     (void)w;
     for (int i = 0; i < 32; i++) {
@@ -99,8 +94,9 @@ SH_INLINE void expand4(sh_run_w out, int g, int h, __m256i q, int zero, __m256 d
     }
 }
 
-static void expand_q8(sh_run_w out, const sh_mat *w, const uint8_t *panel, int run)
+static void unpack_q8(void *run_w, const sh_mat *w, const uint8_t *panel, int run)
 {
+    float(*out)[SH_RUN / 2][SH_LANES] = run_w;
     const uint8_t *p = panel + (size_t)run * 512;
     const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * SH_LANES);
     for (int h = 0; h < 2; h++) {
@@ -110,8 +106,9 @@ static void expand_q8(sh_run_w out, const sh_mat *w, const uint8_t *panel, int r
     }
 }
 
-static void expand_q4(sh_run_w out, const sh_mat *w, const uint8_t *panel, int run)
+static void unpack_q4(void *run_w, const sh_mat *w, const uint8_t *panel, int run)
 {
+    float(*out)[SH_RUN / 2][SH_LANES] = run_w;
     const uint8_t *p = panel + (size_t)run * 256;
     const uint16_t *scale =
         (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
@@ -126,25 +123,63 @@ static void expand_q4(sh_run_w out, const sh_mat *w, const uint8_t *panel, int r
     }
 }
 
-/* The even or the odd chains of the first n_k k's of a run: kept = sum, or acc += kept + sum for
- * the odd ones, which end the run. acc, kept: a row of lda and of SH_LANES for each of n tokens. */
-SH_INLINE void half_run(float *acc, size_t lda, float *kept, float w[SH_RUN / 2][SH_LANES],
-                        const uint8_t *x, size_t ldx, const bool odd, int n_k, const int n)
+/* The even k's of a run, then the odd ones: four of them of each token of a tile, and so on. */
+typedef float run_x[2][SH_RUN / 8][SH_TILE][4];
+
+SH_INLINE void put_x(run_x out, int t, const uint8_t *x)
 {
-    __m256 sum[RUN_TILE][2];
-    for (int t = 0; t < n; t++) sum[t][0] = sum[t][1] = _mm256_setzero_ps();
-#pragma GCC unroll 4
-    for (int i = 0; i < (n_k + !odd) / 2; i++) {
-        __m256 w0 = _mm256_load_ps(w[i]), w1 = _mm256_load_ps(w[i] + 8);
-#pragma GCC unroll 6
-        for (int t = 0; t < n; t++) {
-            __m256i pair = spread_pair(x + (size_t)t * ldx, i * 2);
-            __m256 v = odd ? odd_of(pair) : even_of(pair);
-            sum[t][0] = _mm256_fmadd_ps(w0, v, sum[t][0]);
-            sum[t][1] = _mm256_fmadd_ps(w1, v, sum[t][1]);
-        }
+    const __m128i top = _mm_set1_epi32((int)0xffff0000);
+    for (int i = 0; i < SH_RUN / 8; i++) {
+        __m128i v = _mm_loadu_si128((const __m128i *)(x + i * 16));
+        _mm_store_ps(out[0][i][t], _mm_castsi128_ps(_mm_slli_epi32(v, 16)));
+        _mm_store_ps(out[1][i][t], _mm_castsi128_ps(_mm_and_si128(v, top)));
     }
+}
+
+static void unpack_x(void *out, const sh_mat *w, const uint8_t *x, size_t ldx, int run, int n_tok)
+{
+    (void)w;
+    for (int t = 0; t < n_tok; t++) put_x(out, t, x + (size_t)t * ldx + run * SH_RUN * 2);
+}
+
+/* acc += w v. gcc, left to choose among the forms of this instruction, moves sums from register to
+ * register and to memory. */
+SH_INLINE void multiply_add(__m256 *acc, __m256 w, __m256 v)
+{
+    __asm__ volatile("vfmadd231ps %1, %2, %0" : "+x"(*acc) : "x"(w), "x"(v));
+}
+
+SH_INLINE void add_k(__m256 sum[][2], const float *w, const float *x, const int n)
+{
+    __m256 w0 = _mm256_load_ps(w), w1 = _mm256_load_ps(w + 8);
+#pragma GCC unroll 6
+    for (int t = 0; t < n; t++) {
+        __m256 v = _mm256_broadcast_ss(x + t * 4);
+        multiply_add(&sum[t][0], w0, v);
+        multiply_add(&sum[t][1], w1, v);
+    }
+}
+
+/* The chains of n_k even or odd k's: kept = sum, or acc += kept + sum for the odd ones, which end
+ * the run. acc, kept: a row of lda and of SH_LANES for each of n tokens. */
+SH_INLINE void chains(float *acc, size_t lda, float *kept, sh_run_w w, run_x x, const bool odd,
+                      int n_k, const int n)
+{
+    const float *wi = w[odd][0], *xi = x[odd][0][0];
+    __m256 sum[SH_TILE][2];
+    int i = 0;
+#pragma GCC unroll 6
+    for (int t = 0; t < n; t++) sum[t][0] = sum[t][1] = _mm256_setzero_ps();
+    for (; i + 4 <= n_k; i += 4, wi += 4 * SH_LANES, xi += 4 * SH_TILE) {
+        add_k(sum, wi, xi, n);
+        add_k(sum, wi + SH_LANES, xi + 1, n);
+        add_k(sum, wi + 2 * SH_LANES, xi + 2, n);
+        add_k(sum, wi + 3 * SH_LANES, xi + 3, n);
+    }
+    for (; i < n_k; i++, wi += SH_LANES, xi++) add_k(sum, wi, xi, n);
+#pragma GCC unroll 6
     for (int t = 0; t < n; t++)
+#pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             float *a = acc + (size_t)t * lda + h * 8, *e = kept + t * SH_LANES + h * 8;
             if (odd)
@@ -153,103 +188,68 @@ SH_INLINE void half_run(float *acc, size_t lda, float *kept, float w[SH_RUN / 2]
             else
                 _mm256_storeu_ps(e, sum[t][h]);
         }
+    /* What is in memory stays there: the registers are for the sums of one kind. */
+    __asm__ volatile("" ::"r"(kept), "r"(acc) : "memory");
 }
 
-SH_INLINE void run_sum(float *acc, size_t lda, sh_run_w w, const uint8_t *x, size_t ldx, int n_k,
-                       const int n)
+/* acc (n, lda) += the first n_k k's of a run. */
+SH_INLINE void run_tile(float *acc, size_t lda, sh_run_w w, run_x x, int n_k, const int n)
 {
-    float kept[RUN_TILE * SH_LANES];
-    half_run(acc, lda, kept, w[0], x, ldx, false, n_k, n);
-    half_run(acc, lda, kept, w[1], x, ldx, true, n_k, n);
+    float kept[SH_TILE * SH_LANES];
+    chains(acc, lda, kept, w, x, false, (n_k + 1) / 2, n);
+    chains(acc, lda, kept, w, x, true, n_k / 2, n);
 }
 
-/* n: at most RUN_TILE */
-static void run_sum_few(float *acc, size_t lda, sh_run_w w, const uint8_t *x, size_t ldx, int n_k,
-                        int n)
-{
-    switch (n) {
-    case 1:
-        run_sum(acc, lda, w, x, ldx, n_k, 1);
-        break;
-    case 2:
-        run_sum(acc, lda, w, x, ldx, n_k, 2);
-        break;
-    case 3:
-        run_sum(acc, lda, w, x, ldx, n_k, 3);
-        break;
-    case 4:
-        run_sum(acc, lda, w, x, ldx, n_k, 4);
-        break;
-    case 5:
-        run_sum(acc, lda, w, x, ldx, n_k, 5);
-        break;
-    default:
-        run_sum(acc, lda, w, x, ldx, n_k, 6);
-    }
-}
+SH_TILE_SUMS(whole_runs, run_tile(acc, SH_LANES, ((sh_run_w *)w)[i], ((run_x *)x)[i], SH_RUN, n))
 
-void sh_run_sums_avx2(float *acc, size_t lda, sh_run_w w, const void *x, size_t ldx, int n_k, int n)
-{
-    for (int t = 0; t < n; t += RUN_TILE)
-        run_sum_few(acc + (size_t)t * lda, lda, w, (const uint8_t *)x + (size_t)t * ldx, ldx, n_k,
-                    n - t < RUN_TILE ? n - t : RUN_TILE);
-}
-
-/* One panel for n_tok tokens, at most SH_TOKENS. */
-static void run_panel(expand_fn *expand, float *y, size_t ldy, const sh_mat *w, int p, int slice_lo,
-                      int slice_hi, const uint8_t *x, size_t ldx, int n_tok)
-{
-    const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
-    size_t run_bytes = w->panel_bytes * SH_RUN / ((size_t)w->kd.kp[w->kd.n_slice] + 1);
-    float acc[SH_TOKENS * SH_LANES];
-    sh_tree tree[SH_TOKENS];
-    runs chunk;
-    for (int s = slice_lo; s < slice_hi; s++) {
-        int lo = w->kd.kp[s] / SH_RUN, hi = w->kd.kp[s + 1] / SH_RUN;
-        memset(acc, 0, (size_t)n_tok * SH_LANES * sizeof *acc);
-        for (int r = lo, n; r < hi; r += n) {
-            n = hi - r < CHUNK ? hi - r : CHUNK;
-            for (int i = 0; i < n; i++) expand(chunk.w[i], w, panel, r + i);
-            const char *next = (const char *)panel + (size_t)(r + n) * run_bytes;
-            for (size_t i = 0; i < (size_t)n * run_bytes; i += 64)
-                _mm_prefetch(next + i, _MM_HINT_T1);
-            for (int t = 0; t < n_tok; t += RUN_TILE)
-                for (int i = 0; i < n; i++)
-                    run_sum_few(acc + t * SH_LANES, SH_LANES, chunk.w[i],
-                                x + (size_t)t * ldx + (r + i) * SH_RUN * 2, ldx, SH_RUN,
-                                n_tok - t < RUN_TILE ? n_tok - t : RUN_TILE);
-        }
-        for (int t = 0; t < n_tok; t++) sh_tree_push(tree[t], s - slice_lo, acc + t * SH_LANES);
-    }
-    for (int t = 0; t < n_tok; t++) sh_tree_store(y, ldy, tree[t], w, p, t);
-}
-
-SH_INLINE void run_product(expand_fn *expand, float *y, size_t ldy, const sh_mat *w, int panel_lo,
-                           int panel_hi, int slice_lo, int slice_hi, const uint8_t *x, size_t ldx,
-                           int n_tok)
-{
-    for (int t = 0, n; t < n_tok; t += n) {
-        n = n_tok - t < SH_TOKENS ? n_tok - t : SH_TOKENS;
-        for (int p = panel_lo; p < panel_hi; p++)
-            run_panel(expand, y + (size_t)t * ldy, ldy, w, p, slice_lo, slice_hi,
-                      x + (size_t)t * ldx, ldx, n);
-    }
-}
+static const sh_chunks bf16_chunks = {1024,     sizeof(run_x), sizeof(sh_run_w),
+                                      unpack_x, unpack_bf16,   whole_runs};
+static const sh_chunks q8_chunks = {512,      sizeof(run_x), sizeof(sh_run_w),
+                                    unpack_x, unpack_q8,     whole_runs};
+static const sh_chunks q4_chunks = {256,      sizeof(run_x), sizeof(sh_run_w),
+                                    unpack_x, unpack_q4,     whole_runs};
 
 SH_MATMUL(bf16_bf16)
 {
     if (n_tok >= BF16_MANY)
-        run_product(expand_bf16, SH_MATMUL_ARGS);
+        sh_product_chunks(&bf16_chunks, SH_MATMUL_ARGS);
     else
         sh_product(bf16_sums, 2, SH_MATMUL_ARGS);
 }
 SH_MATMUL(q8_bf16)
 {
-    run_product(expand_q8, SH_MATMUL_ARGS);
+    sh_product_chunks(&q8_chunks, SH_MATMUL_ARGS);
 }
 SH_MATMUL(q4_bf16)
 {
-    run_product(expand_q4, SH_MATMUL_ARGS);
+    sh_product_chunks(&q4_chunks, SH_MATMUL_ARGS);
+}
+
+/* ---- a run by itself ---- */
+
+static void part_6(float *acc, size_t lda, sh_run_w w, run_x x, int n_k)
+{
+    run_tile(acc, lda, w, x, n_k, SH_TILE);
+}
+static void part_2(float *acc, size_t lda, sh_run_w w, run_x x, int n_k)
+{
+    run_tile(acc, lda, w, x, n_k, 2);
+}
+static void part_1(float *acc, size_t lda, sh_run_w w, run_x x, int n_k)
+{
+    run_tile(acc, lda, w, x, n_k, 1);
+}
+
+void sh_run_sums_avx2(float *acc, size_t lda, sh_run_w w, const void *x, size_t ldx, int n_k, int n)
+{
+    _Alignas(32) run_x tile;
+    for (int t = 0, some; t < n; t += some) {
+        some = n - t >= SH_TILE ? SH_TILE : n - t >= 2 ? 2 : 1;
+        for (int i = 0; i < some; i++) put_x(tile, i, (const uint8_t *)x + (size_t)(t + i) * ldx);
+        (some == SH_TILE ? part_6
+         : some == 2     ? part_2
+                         : part_1)(acc + (size_t)t * lda, lda, w, tile, n_k);
+    }
 }
 
 void sh_matmul_float_avx2(sh_kernels *k)

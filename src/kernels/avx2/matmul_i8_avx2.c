@@ -74,134 +74,83 @@ SH_SUMS(q8_sums, q8_sum, 4)
 
 /* ---- q8_0, many tokens ---- */
 
-enum {
-    CHUNK = 16,          /* blocks that are widened at a time: 16 KiB */
-    WIDE_K = 128 * 1024, /* widened k's of all tokens: 256 KiB */
-    Q8_MANY = 16,        /* tokens from which widening pays */
-};
+enum { Q8_MANY = 16, Q4_MANY = 12 }; /* tokens from which unpacking pays */
 
-/* Bytes to 16 bits in two registers: of each four bytes, the first and third, the second and
- * fourth. */
-SH_INLINE void widen(void *out, size_t next, __m256i v)
+/* Bytes as 16 bits; of each four k's the first and third, then the second and fourth. */
+typedef struct q8_w {
+    _Alignas(64) int16_t q[8][2][2][16]; /* four k's, which two of them, half a panel, 8 x 2 */
+    float d[SH_LANES];
+} q8_w;
+typedef struct q8_x {
+    _Alignas(32) int16_t q[SH_TILE][2][16]; /* token, which two of four k's, 8 x 2 */
+    float d[8];
+} q8_x;
+
+SH_INLINE void widen(int16_t *first, int16_t *second, __m256i v)
 {
-    _mm256_store_si256(out, _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8));
-    _mm256_store_si256((__m256i *)((char *)out + next), _mm256_srai_epi16(v, 8));
+    _mm256_store_si256((__m256i *)first, _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8));
+    _mm256_store_si256((__m256i *)second, _mm256_srai_epi16(v, 8));
 }
 
-typedef struct wide {
-    _Alignas(
-        64) int16_t q[CHUNK][8][2][2][16]; /* block, four k's, half, which of them, 8 x 2 k's */
-    float d[CHUNK][SH_LANES];
-} wide;
-
-static void widen_weights(wide *out, const sh_mat *w, const uint8_t *panel, int b0, int n)
+/* The scale of block `run` of a token. */
+SH_INLINE float scale_of(const sh_mat *w, const uint8_t *x, int run)
 {
+    return ((const float *)(x + w->kd.kp[w->kd.n_slice]))[run];
+}
+
+static void q8_unpack_x(void *out, const sh_mat *w, const uint8_t *x, size_t ldx, int run,
+                        int n_tok)
+{
+    q8_x *o = out;
+    for (int t = 0; t < n_tok; t++, x += ldx) {
+        widen(o->q[t][0], o->q[t][1], load(x + run * SH_RUN));
+        o->d[t] = scale_of(w, x, run);
+    }
+}
+
+static void q8_unpack_w(void *out, const sh_mat *w, const uint8_t *panel, int run)
+{
+    const uint8_t *q = panel + (size_t)run * 512;
     const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * SH_LANES);
     const __m256i flip = _mm256_set1_epi8((char)0x80);
-    for (int b = 0; b < n; b++) {
-        const uint8_t *q = panel + (size_t)(b0 + b) * 512;
-        for (int i = 0; i < 16; i++)
-            widen(out->q[b][i / 2][i % 2], 32, _mm256_xor_si256(load(q + i * 32), flip));
+    q8_w *o = out;
+    for (int g = 0; g < 8; g++)
         for (int h = 0; h < 2; h++)
-            _mm256_storeu_ps(out->d[b] + h * 8, vec_f16(scale + (b0 + b) * SH_LANES + h * 8));
-    }
+            widen(o->q[g][0][h], o->q[g][1][h], _mm256_xor_si256(load(q + g * 64 + h * 32), flip));
+    for (int h = 0; h < SH_LANES; h += 8)
+        _mm256_store_ps(o->d + h, vec_f16(scale + run * SH_LANES + h));
 }
 
-/* Adds n blocks to acc (n_tok, SH_LANES). x: widened, 32 to a block; d: the scales of x. */
-SH_INLINE void wide_sum(float *acc, const wide *w, int n, const int16_t *x, size_t ldx,
-                        const float *d, size_t ldd, const int n_tok)
+SH_INLINE void q8_tile(float *acc, const q8_w *w, const q8_x *x, const int n)
 {
-    for (int b = 0; b < n; b++) {
-        __m256i dot[4][2];
+    __m256i dot[SH_TILE][2];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
-            __m256i w0 = load(w->q[b][i / 2][0][i % 2]), w1 = load(w->q[b][i / 2][1][i % 2]);
-#pragma GCC unroll 4
-            for (int t = 0; t < n_tok; t++) {
-                __m256i v = spread4(x + (size_t)t * ldx + b * SH_RUN + i % 2 * 16 + i / 2 * 2);
-                __m256i p0 = _mm256_madd_epi16(v, w0), p1 = _mm256_madd_epi16(v, w1);
-                dot[t][0] = i ? pin(_mm256_add_epi32(dot[t][0], p0)) : p0;
-                dot[t][1] = i ? pin(_mm256_add_epi32(dot[t][1], p1)) : p1;
-            }
+    for (int i = 0; i < 16; i++) {
+        __m256i w0 = load(w->q[i / 2][i % 2][0]), w1 = load(w->q[i / 2][i % 2][1]);
+#pragma GCC unroll 6
+        for (int t = 0; t < n; t++) {
+            __m256i v = spread4(&x->q[t][i % 2][i / 2 * 2]);
+            __m256i p0 = _mm256_madd_epi16(v, w0), p1 = _mm256_madd_epi16(v, w1);
+            dot[t][0] = i ? pin(_mm256_add_epi32(dot[t][0], p0)) : p0;
+            dot[t][1] = i ? pin(_mm256_add_epi32(dot[t][1], p1)) : p1;
         }
-        for (int t = 0; t < n_tok; t++)
-            for (int h = 0; h < 2; h++)
-                add_block(acc + t * SH_LANES + h * 8, dot[t][h], _mm256_loadu_ps(w->d[b] + h * 8),
-                          d[(size_t)t * ldd + (size_t)b]);
     }
+#pragma GCC unroll 6
+    for (int t = 0; t < n; t++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++)
+            add_block(acc + t * SH_LANES + h * 8, dot[t][h], _mm256_load_ps(w->d + h * 8), x->d[t]);
+    __asm__ volatile("" ::"r"(acc) : "memory"); /* the sums of all blocks have no registers */
 }
+SH_TILE_SUMS(q8_tiles, q8_tile(acc, (const q8_w *)w + i, (const q8_x *)x + i, n))
 
-static void wide_sums(float *acc, const wide *w, int n, const int16_t *x, size_t ldx,
-                      const float *d, size_t ldd, int n_tok)
-{
-    switch (n_tok) {
-    case 1:
-        wide_sum(acc, w, n, x, ldx, d, ldd, 1);
-        break;
-    case 2:
-        wide_sum(acc, w, n, x, ldx, d, ldd, 2);
-        break;
-    case 3:
-        wide_sum(acc, w, n, x, ldx, d, ldd, 3);
-        break;
-    default:
-        wide_sum(acc, w, n, x, ldx, d, ldd, 4);
-    }
-}
-
-/* One panel for n_tok tokens, at most SH_TOKENS; x16 (n_tok, padded k's of the slices): widened. */
-static void wide_panel(float *y, size_t ldy, const sh_mat *w, int p, int slice_lo, int slice_hi,
-                       const uint8_t *x, size_t ldx, const int16_t *x16, int n_tok)
-{
-    const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
-    const float *scale = (const float *)(x + w->kd.kp[w->kd.n_slice]);
-    int k0 = w->kd.kp[slice_lo], n_k = w->kd.kp[slice_hi] - k0;
-    float acc[SH_TOKENS * SH_LANES];
-    sh_tree tree[SH_TOKENS];
-    wide chunk;
-    for (int s = slice_lo; s < slice_hi; s++) {
-        int lo = w->kd.kp[s] / SH_RUN, hi = w->kd.kp[s + 1] / SH_RUN;
-        memset(acc, 0, (size_t)n_tok * SH_LANES * sizeof *acc);
-        for (int b = lo, n; b < hi; b += n) {
-            int left = (hi - b + CHUNK - 1) / CHUNK;
-            n = (hi - b + left - 1) / left;
-            widen_weights(&chunk, w, panel, b, n);
-            const char *next = (const char *)panel + (size_t)(b + n) * 512;
-            for (int t = 0; t < n_tok; t += 4) {
-                for (int i = t * 512 * n / n_tok; i < (t + 4) * 512 * n / n_tok; i += 64)
-                    _mm_prefetch(next + i, _MM_HINT_T1);
-                wide_sums(acc + t * SH_LANES, &chunk, n, x16 + (size_t)t * n_k + (b * SH_RUN - k0),
-                          (size_t)n_k, scale + (size_t)t * (ldx / 4) + b, ldx / 4,
-                          n_tok - t < 4 ? n_tok - t : 4);
-            }
-        }
-        for (int t = 0; t < n_tok; t++) sh_tree_push(tree[t], s - slice_lo, acc + t * SH_LANES);
-    }
-    for (int t = 0; t < n_tok; t++) sh_tree_store(y, ldy, tree[t], w, p, t);
-}
-
-static void q8_many(float *y, size_t ldy, const sh_mat *w, int panel_lo, int panel_hi, int slice_lo,
-                    int slice_hi, const uint8_t *x, size_t ldx, int n_tok)
-{
-    _Alignas(64) int16_t x16[WIDE_K];
-    int k0 = w->kd.kp[slice_lo], n_k = w->kd.kp[slice_hi] - k0, most = WIDE_K / n_k / 4 * 4;
-    if (most > SH_TOKENS) most = SH_TOKENS;
-    for (int t0 = 0, n; t0 < n_tok; t0 += n) {
-        const uint8_t *xt = x + (size_t)t0 * ldx;
-        n = n_tok - t0 < most ? n_tok - t0 : most;
-        for (int t = 0; t < n; t++)
-            for (int k = 0; k < n_k; k += SH_RUN)
-                widen(x16 + (size_t)t * n_k + k, 32, load(xt + (size_t)t * ldx + k0 + k));
-        for (int p = panel_lo; p < panel_hi; p++)
-            wide_panel(y + (size_t)t0 * ldy, ldy, w, p, slice_lo, slice_hi, xt, ldx, x16, n);
-    }
-}
+static const sh_chunks q8_chunks = {512,         sizeof(q8_x), sizeof(q8_w),
+                                    q8_unpack_x, q8_unpack_w,  q8_tiles};
 
 SH_MATMUL(q8_i8)
 {
-    int n_k = w->kd.kp[slice_hi] - w->kd.kp[slice_lo];
-    if (n_tok >= Q8_MANY && n_k > 0 && WIDE_K / n_k >= Q8_MANY)
-        q8_many(SH_MATMUL_ARGS);
+    if (n_tok >= Q8_MANY)
+        sh_product_chunks(&q8_chunks, SH_MATMUL_ARGS);
     else
         sh_product(q8_sums, 4, SH_MATMUL_ARGS);
 }
@@ -251,9 +200,82 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
 
 SH_SUMS(q4_sums, q4_sum, 4)
 
+typedef struct q4_w {
+    _Alignas(64) uint8_t q[8][2][32]; /* four k's, half a panel, 8 x 4; 0 to 15 */
+    float d[SH_LANES];
+} q4_w;
+typedef struct q4_x {
+    _Alignas(32) int8_t q[SH_TILE][SH_RUN];
+    float d[8];
+    int32_t eight[8]; /* 8 times the sum of its q's */
+} q4_x;
+
+static void q4_unpack_x(void *out, const sh_mat *w, const uint8_t *x, size_t ldx, int run,
+                        int n_tok)
+{
+    size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
+    q4_x *o = out;
+    for (int t = 0; t < n_tok; t++, x += ldx) {
+        memcpy(o->q[t], x + run * SH_RUN, SH_RUN);
+        o->d[t] = scale_of(w, x, run);
+        o->eight[t] = ((const int32_t *)(x + kp + kp / 8))[run] * 8;
+    }
+}
+
+static void q4_unpack_w(void *out, const sh_mat *w, const uint8_t *panel, int run)
+{
+    const uint8_t *q = panel + (size_t)run * 256;
+    const uint16_t *scale =
+        (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
+    const __m256i low = _mm256_set1_epi8(15);
+    q4_w *o = out;
+    for (int i = 0; i < 8; i++) {
+        __m256i v = load(q + i * 32);
+        _mm256_store_si256((__m256i *)o->q[i / 2][i % 2], _mm256_and_si256(v, low));
+        _mm256_store_si256((__m256i *)o->q[i / 2 + 4][i % 2],
+                           _mm256_and_si256(_mm256_srli_epi16(v, 4), low));
+    }
+    for (int h = 0; h < SH_LANES; h += 8)
+        _mm256_store_ps(o->d + h, vec_f16(scale + run * SH_LANES + h));
+}
+
+SH_INLINE void q4_tile(float *acc, const q4_w *w, const q4_x *x, const int n)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i dot[SH_TILE][2];
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g++) {
+        __m256i w0 = load(w->q[g][0]), w1 = load(w->q[g][1]);
+#pragma GCC unroll 6
+        for (int t = 0; t < n; t++) {
+            __m256i v = spread4(x->q[t] + g * 4);
+            __m256i p0 = _mm256_maddubs_epi16(w0, v), p1 = _mm256_maddubs_epi16(w1, v);
+            dot[t][0] = g ? pin(_mm256_add_epi16(dot[t][0], p0)) : p0;
+            dot[t][1] = g ? pin(_mm256_add_epi16(dot[t][1], p1)) : p1;
+        }
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < n; t++) {
+        __m256i eight = _mm256_set1_epi32(x->eight[t]);
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++)
+            add_block(acc + t * SH_LANES + h * 8,
+                      _mm256_sub_epi32(_mm256_madd_epi16(dot[t][h], ones), eight),
+                      _mm256_load_ps(w->d + h * 8), x->d[t]);
+    }
+    __asm__ volatile("" ::"r"(acc) : "memory"); /* sums of all runs have no registers */
+}
+SH_TILE_SUMS(q4_tiles, q4_tile(acc, (const q4_w *)w + i, (const q4_x *)x + i, n))
+
+static const sh_chunks q4_chunks = {256,         sizeof(q4_x), sizeof(q4_w),
+                                    q4_unpack_x, q4_unpack_w,  q4_tiles};
+
 SH_MATMUL(q4_i8)
 {
-    sh_product(q4_sums, 4, SH_MATMUL_ARGS);
+    if (n_tok >= Q4_MANY)
+        sh_product_chunks(&q4_chunks, SH_MATMUL_ARGS);
+    else
+        sh_product(q4_sums, 4, SH_MATMUL_ARGS);
 }
 
 void sh_matmul_i8_avx2(sh_kernels *k)
