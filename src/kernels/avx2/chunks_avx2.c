@@ -5,18 +5,20 @@
 
 enum {
     CHUNK = 8,   /* runs of SH_RUN k's */
-    PANELS = 16, /* of a block */
+    PANELS = 32, /* of a block */
     TILES = 11,
     TOKENS = TILES * SH_TILE, /* of a block */
     MOST_X = SH_TILE * SH_RUN * 4,
     MOST_W = SH_RUN * SH_LANES * 4, /* bytes of a run, at most */
 };
 
+typedef float sums[PANELS][TOKENS][SH_LANES];
+
 typedef struct room {
     _Alignas(64) uint8_t w[CHUNK * MOST_W];
     uint8_t x[TILES][CHUNK * MOST_X];
-    float acc[PANELS][TOKENS][SH_LANES];
-    sh_tree tree[PANELS][TOKENS];
+    sums root[4]; /* of the finished subtrees of the canonical tree; the last is of the slice itself
+                   */
 } room;
 
 static int least(int a, int b)
@@ -25,8 +27,8 @@ static int least(int a, int b)
 }
 
 /* Adds the runs [lo, hi), CHUNK at most, of n_panel panels for n_tok tokens, from x on. */
-static void add_chunk(room *r, const sh_chunks *c, const sh_mat *w, int panel, int n_panel, int lo,
-                      int hi, const uint8_t *x, size_t ldx, int n_tok)
+static void add_chunk(room *r, sums acc, const sh_chunks *c, const sh_mat *w, int panel,
+                      int n_panel, int lo, int hi, const uint8_t *x, size_t ldx, int n_tok)
 {
     const int n_tile = (n_tok + SH_TILE - 1) / SH_TILE, n_run = hi - lo;
     /* A tile asks for its share of the next panel's chunk. */
@@ -41,10 +43,18 @@ static void add_chunk(room *r, const sh_chunks *c, const sh_mat *w, int panel, i
         for (int i = 0; i < n_run; i++) c->unpack_w(r->w + (size_t)i * c->w_bytes, w, at, lo + i);
         for (int t = 0; t < n_tile; t++, next += ask) {
             for (size_t i = 0; i < ask; i += 64) __builtin_prefetch(next + i, 0, 2);
-            c->sum[least(n_tok - t * SH_TILE, SH_TILE) - 1](r->acc[p][t * SH_TILE], r->w, r->x[t],
+            c->sum[least(n_tok - t * SH_TILE, SH_TILE) - 1](acc[p][t * SH_TILE], r->w, r->x[t],
                                                             n_run);
         }
     }
+}
+
+static void add_sums(sums y, sums x, int n_panel, int n_tok)
+{
+    for (int p = 0; p < n_panel; p++)
+        for (int t = 0; t < n_tok; t++)
+            for (int i = 0; i < SH_LANES; i += VEC)
+                vec_store(&y[p][t][i], vec_load(&y[p][t][i]) + vec_load(&x[p][t][i]));
 }
 
 static void block(const sh_chunks *c, float *y, size_t ldy, const sh_mat *w, int panel, int n_panel,
@@ -52,16 +62,21 @@ static void block(const sh_chunks *c, float *y, size_t ldy, const sh_mat *w, int
 {
     room r;
     for (int s = slice_lo; s < slice_hi; s++) {
-        int end = w->kd.kp[s + 1] / SH_RUN;
-        for (int p = 0; p < n_panel; p++) memset(r.acc[p], 0, (size_t)n_tok * sizeof *r.acc[p]);
-        for (int i = w->kd.kp[s] / SH_RUN; i < end; i += CHUNK)
-            add_chunk(&r, c, w, panel, n_panel, i, least(i + CHUNK, end), x, ldx, n_tok);
+        int end = w->kd.kp[s + 1] / SH_RUN, i = s - slice_lo,
+            depth = __builtin_popcount((unsigned)i);
         for (int p = 0; p < n_panel; p++)
-            for (int t = 0; t < n_tok; t++) sh_tree_push(r.tree[p][t], s - slice_lo, r.acc[p][t]);
+            memset(r.root[depth][p], 0, (size_t)n_tok * sizeof *r.root[depth][p]);
+        for (int k = w->kd.kp[s] / SH_RUN; k < end; k += CHUNK)
+            add_chunk(&r, r.root[depth], c, w, panel, n_panel, k, least(k + CHUNK, end), x, ldx,
+                      n_tok);
+        for (; i & 1; i >>= 1, depth--) add_sums(r.root[depth - 1], r.root[depth], n_panel, n_tok);
     }
-    for (int p = 0; p < n_panel; p++)
+    for (int p = 0; p < n_panel; p++) {
+        int o = (panel + p) * SH_LANES, n = least(w->rows - o, SH_LANES);
         for (int t = 0; t < n_tok; t++)
-            sh_tree_store(y + (size_t)t * ldy, ldy, r.tree[p][t], w, panel + p, 0);
+            for (int i = 0; i < n; i += VEC)
+                vec_store_some(y + (size_t)t * ldy + o + i, vec_load(&r.root[0][p][t][i]), n - i);
+    }
 }
 
 void sh_product_chunks(const sh_chunks *c, float *y, size_t ldy, const sh_mat *w, int panel_lo,
