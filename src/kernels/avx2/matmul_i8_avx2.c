@@ -48,19 +48,21 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
         sh_ask_ahead(q, 512);
         sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
 #pragma GCC unroll 8
-        for (int g = 0; g < 8; g++)
-#pragma GCC unroll 2
-            for (int h = 0; h < 2; h++) {
-                __m256i s = _mm256_xor_si256(load(q + g * 64 + h * 32), flip),
-                        a = _mm256_abs_epi8(s);
+        for (int g = 0; g < 8; g++) {
+            __m256i s0 = _mm256_xor_si256(load(q + g * 64), flip);
+            __m256i s1 = _mm256_xor_si256(load(q + g * 64 + 32), flip);
+            __m256i a0 = _mm256_abs_epi8(s0), a1 = _mm256_abs_epi8(s1);
 #pragma GCC unroll 4
-                for (int t = 0; t < n; t++) {
-                    __m256i v =
-                        _mm256_sign_epi8(spread4(x + (size_t)t * ldx + b * SH_RUN + g * 4), s);
-                    v = _mm256_madd_epi16(_mm256_maddubs_epi16(a, v), ones);
-                    dot[t][h] = g ? pin(_mm256_add_epi32(dot[t][h], v)) : v;
-                }
+            for (int t = 0; t < n; t++) {
+                __m256i v = spread4(x + (size_t)t * ldx + b * SH_RUN + g * 4);
+                __m256i v0 = _mm256_maddubs_epi16(a0, _mm256_sign_epi8(v, s0));
+                __m256i v1 = _mm256_maddubs_epi16(a1, _mm256_sign_epi8(v, s1));
+                v0 = _mm256_madd_epi16(v0, ones);
+                v1 = _mm256_madd_epi16(v1, ones);
+                dot[t][0] = g ? pin(_mm256_add_epi32(dot[t][0], v0)) : v0;
+                dot[t][1] = g ? pin(_mm256_add_epi32(dot[t][1], v1)) : v1;
             }
+        }
         for (int h = 0; h < 2; h++) {
             __m256 d = vec_f16((const uint16_t *)scale + b * SH_LANES + h * 8);
             for (int t = 0; t < n; t++)
@@ -170,20 +172,21 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
         sh_ask_ahead(q, 256);
         sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; g++)
+        for (int g = 0; g < 4; g++) {
+            __m256i w0 = load(q + g * 64), w1 = load(q + g * 64 + 32);
 #pragma GCC unroll 2
-            for (int h = 0; h < 2; h++) {
-                __m256i v = load(q + g * 64 + h * 32), q0 = _mm256_and_si256(v, low);
-                __m256i q1 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+            for (int i = 0; i < 2; i++) { /* the low nibbles, the high ones */
+                __m256i q0 = _mm256_and_si256(i ? _mm256_srli_epi16(w0, 4) : w0, low);
+                __m256i q1 = _mm256_and_si256(i ? _mm256_srli_epi16(w1, 4) : w1, low);
 #pragma GCC unroll 4
                 for (int t = 0; t < n; t++) {
-                    const uint8_t *xb = x + (size_t)t * ldx + b * SH_RUN + g * 4;
-                    __m256i p0 = _mm256_maddubs_epi16(q0, spread4(xb));
-                    __m256i p1 = _mm256_maddubs_epi16(q1, spread4(xb + 16));
-                    dot[t][h] = g ? pin(_mm256_add_epi16(dot[t][h], p0)) : p0;
-                    dot[t][h] = pin(_mm256_add_epi16(dot[t][h], p1));
+                    __m256i v = spread4(x + (size_t)t * ldx + b * SH_RUN + i * 16 + g * 4);
+                    __m256i p0 = _mm256_maddubs_epi16(q0, v), p1 = _mm256_maddubs_epi16(q1, v);
+                    dot[t][0] = g + i ? pin(_mm256_add_epi16(dot[t][0], p0)) : p0;
+                    dot[t][1] = g + i ? pin(_mm256_add_epi16(dot[t][1], p1)) : p1;
                 }
             }
+        }
         __m256 d0 = vec_f16((const uint16_t *)scale + b * SH_LANES);
         __m256 d1 = vec_f16((const uint16_t *)scale + b * SH_LANES + 8);
         for (int t = 0; t < n; t++) {
