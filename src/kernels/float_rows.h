@@ -13,13 +13,13 @@ SH_INLINE void chain_sum(float *acc, const uint8_t *panel, int lo, int hi, const
 {
     vec sum[CHAIN_TOKENS][VEC_PANEL];
     for (int t = 0; t < n; t++)
-        for (int i = 0; i < VEC_PANEL; i++) sum[t][i] = (vec){0};
+        for (int i = 0; i < VEC_PANEL; i++) sum[t][i] = vec_load(acc + t * SH_LANES + i * VEC);
     for (int k = lo; k < hi; k++) {
         const size_t at = (size_t)k * SH_LANES;
         const float *p = (const float *)panel + at;
         const uint16_t *h = (const uint16_t *)panel + at;
         vec w[VEC_PANEL];
-        if (k % (f16 ? 8 : 4) == 0) sh_ask_ahead(f16 ? (const void *)h : p, 256);
+        if (!sh_streams(n) && k % (f16 ? 8 : 4) == 0) sh_ask_ahead(f16 ? (const void *)h : p, 256);
         for (int i = 0; i < VEC_PANEL; i++)
             w[i] = f16 ? vec_f16(h + i * VEC) : vec_load(p + i * VEC);
 #pragma GCC unroll 6

@@ -36,7 +36,7 @@ SH_INLINE void sh_tree_store(float *y, size_t ldy, sh_tree tree, const sh_mat *w
     memcpy(y + (size_t)t * ldy + o, tree[0], (size_t)n * sizeof(float));
 }
 
-/* Sums the padded k's [lo, hi) of a panel for n tokens: acc (n, SH_LANES). */
+/* Adds the padded k's [lo, hi) of a panel for n tokens: acc (n, SH_LANES). */
 typedef void sh_sum_fn(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
                        const uint8_t *x, size_t ldx, int n);
 
@@ -59,26 +59,61 @@ typedef void sh_sum_fn(float *acc, const sh_mat *w, const uint8_t *panel, int lo
             sum(acc, w, panel, lo, hi, x, ldx, most);                                              \
     }
 
+/* Panels that are summed together: `n` of them, `apart` from one to the next. */
+typedef struct sh_panels {
+    int first, n, apart;
+} sh_panels;
+
+/* The sums of such panels for one slice: acc[panel] (n, SH_LANES). They take turns of about 1 KiB.
+ */
+SH_INLINE void sh_slice(sh_sum_fn *sum, float acc[][SH_MAX_TILE * SH_LANES], const sh_mat *w,
+                        sh_panels p, int slice, const uint8_t *x, size_t ldx, int n)
+{
+    const int turn = sh_dtypes[w->dtype].block > 1 ? 2 * SH_RUN : SH_RUN;
+    const int end = w->kd.kp[slice + 1];
+    for (int i = 0; i < p.n; i++) memset(acc[i], 0, (size_t)n * SH_LANES * sizeof *acc[i]);
+    for (int lo = w->kd.kp[slice], hi; lo < end; lo = hi) {
+        hi = p.n == 1 || lo + turn > end ? end : lo + turn;
+        for (int i = 0; i < p.n; i++)
+            sum(acc[i], w, w->data + (size_t)(p.first + i * p.apart) * w->panel_bytes, lo, hi, x,
+                ldx, n);
+    }
+}
+
+/* n tokens, at most SH_MAX_TILE. */
+SH_INLINE void sh_tokens(sh_sum_fn *sum, float *y, size_t ldy, const sh_mat *w, sh_panels p,
+                         int slice_lo, int slice_hi, const uint8_t *x, size_t ldx, int n)
+{
+    float acc[SH_STREAMS][SH_MAX_TILE * SH_LANES];
+    sh_tree tree[SH_STREAMS][SH_MAX_TILE];
+    for (int s = slice_lo; s < slice_hi; s++) {
+        sh_slice(sum, acc, w, p, s, x, ldx, n);
+        for (int i = 0; i < p.n; i++)
+            for (int t = 0; t < n; t++)
+                sh_tree_push(tree[i][t], s - slice_lo, acc[i] + t * SH_LANES);
+    }
+    for (int i = 0; i < p.n; i++)
+        for (int t = 0; t < n; t++) sh_tree_store(y, ldy, tree[i][t], w, p.first + i * p.apart, t);
+}
+
 /* The product made of such sums, `tile` tokens at a time, straight from the packed weights. */
 SH_INLINE void sh_product(sh_sum_fn *sum, int tile, float *y, size_t ldy, const sh_mat *w,
                           int panel_lo, int panel_hi, int slice_lo, int slice_hi, const void *x,
                           size_t ldx, int n_tok)
 {
+    const uint8_t *xb = x;
+    int p = panel_lo;
+    if (sh_streams(n_tok))
+        for (int each = (panel_hi - p) / SH_STREAMS, i = 0; i < each; i++, p += SH_STREAMS)
+            sh_tokens(sum, y, ldy, w, (sh_panels){panel_lo + i, SH_STREAMS, each}, slice_lo,
+                      slice_hi, x, ldx, 1);
     for (int t0 = 0; t0 < n_tok; t0 += SH_TOKENS)
-        for (int p = panel_lo; p < panel_hi; p++) {
-            const uint8_t *panel = w->data + (size_t)p * w->panel_bytes;
+        for (int q = p; q < panel_hi; q++) {
             int end = n_tok - t0 < SH_TOKENS ? n_tok : t0 + SH_TOKENS;
             for (int t = t0, n; t < end; t += n) {
-                float acc[SH_MAX_TILE * SH_LANES];
-                sh_tree tree[SH_MAX_TILE];
                 n = end - t < tile ? end - t : tile;
-                for (int s = slice_lo; s < slice_hi; s++) {
-                    sum(acc, w, panel, w->kd.kp[s], w->kd.kp[s + 1],
-                        (const uint8_t *)x + (size_t)t * ldx, ldx, n);
-                    for (int i = 0; i < n; i++)
-                        sh_tree_push(tree[i], s - slice_lo, acc + i * SH_LANES);
-                }
-                for (int i = 0; i < n; i++) sh_tree_store(y, ldy, tree[i], w, p, t + i);
+                sh_tokens(sum, y + (size_t)t * ldy, ldy, w, (sh_panels){q, 1, 1}, slice_lo,
+                          slice_hi, xb + (size_t)t * ldx, ldx, n);
             }
         }
 }

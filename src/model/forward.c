@@ -168,7 +168,7 @@ enum { FEW = 16 }; /* tokens: below it a product waits for its weights more than
  * that the tokens pass by all the time. */
 static int piece_of(int share, int n_tok)
 {
-    if (n_tok < FEW) return 4;
+    if (n_tok < FEW) return 8;
     return share < 64 ? 8 : share < 256 ? 16 : 32;
 }
 

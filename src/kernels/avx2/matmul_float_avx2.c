@@ -26,11 +26,12 @@ SH_INLINE void bf16_sum(float *acc, const uint8_t *panel, int lo, int hi, const 
                         size_t ldx, const int n)
 {
     __m256 sum[2][2];
-    for (int t = 0; t < n; t++) sum[t][0] = sum[t][1] = _mm256_setzero_ps();
+    for (int t = 0; t < n; t++)
+        for (int h = 0; h < 2; h++) sum[t][h] = _mm256_loadu_ps(acc + t * SH_LANES + h * 8);
     for (int k = lo; k < hi; k += SH_RUN) {
         const uint8_t *p = panel + (size_t)k * 32;
         __m256 even[2][2], odd[2][2];
-        sh_ask_ahead(p, 1024);
+        if (!sh_streams(n)) sh_ask_ahead(p, 1024);
         for (int t = 0; t < n; t++)
             even[t][0] = even[t][1] = odd[t][0] = odd[t][1] = _mm256_setzero_ps();
 #pragma GCC unroll 4

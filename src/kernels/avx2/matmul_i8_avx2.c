@@ -41,12 +41,13 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8((char)0x80);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
     const uint8_t *scale = panel + kp * SH_LANES;
-    memset(acc, 0, (size_t)n * SH_LANES * sizeof *acc);
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 512;
         __m256i dot[4][2];
-        sh_ask_ahead(q, 512);
-        sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
+        if (!sh_streams(n)) {
+            sh_ask_ahead(q, 512);
+            sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
+        }
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++) {
             __m256i s0 = _mm256_xor_si256(load(q + g * 64), flip);
@@ -165,12 +166,13 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
     const uint8_t *scale = panel + kp * (SH_LANES / 2);
-    memset(acc, 0, (size_t)n * SH_LANES * sizeof *acc);
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 256;
         __m256i dot[4][2];
-        sh_ask_ahead(q, 256);
-        sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
+        if (!sh_streams(n)) {
+            sh_ask_ahead(q, 256);
+            sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
+        }
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
             __m256i w0 = load(q + g * 64), w1 = load(q + g * 64 + 32);

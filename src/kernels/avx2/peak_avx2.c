@@ -51,22 +51,23 @@ static double peak_i8(long n_round)
     return (double)n_round * 6 * 32 * 2;
 }
 
+/* As products of one token read. */
 static uint64_t read_all(const void *p, size_t n)
 {
-    const char *v = p;
+    const size_t n_stream = sh_streams(1) ? SH_STREAMS : 1, part = n / n_stream;
     __m256i s[4];
     for (int i = 0; i < 4; i++) s[i] = _mm256_setzero_si256();
     for (size_t at = 0; at < n; at += 256) {
-        sh_ask_ahead(v + at, 256);
+        const char *v = (const char *)p + at / 256 % n_stream * part + at / 256 / n_stream * 256;
+        if (n_stream == 1) sh_ask_ahead(v, 256);
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++)
-            s[i % 4] =
-                _mm256_xor_si256(s[i % 4], _mm256_load_si256((const __m256i *)(v + at + i * 32)));
+            s[i % 4] = _mm256_xor_si256(s[i % 4], _mm256_load_si256((const __m256i *)(v + i * 32)));
     }
     s[0] = _mm256_xor_si256(_mm256_xor_si256(s[0], s[1]), _mm256_xor_si256(s[2], s[3]));
-    uint64_t part[4];
-    _mm256_storeu_si256((__m256i *)part, s[0]);
-    return part[0] ^ part[1] ^ part[2] ^ part[3];
+    uint64_t sum[4];
+    _mm256_storeu_si256((__m256i *)sum, s[0]);
+    return sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
 }
 
 void sh_peak_avx2(sh_kernels *k)

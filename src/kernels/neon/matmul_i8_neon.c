@@ -18,7 +18,6 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     const uint8x16_t flip = vdupq_n_u8(0x80);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
     const uint16_t *scale = (const uint16_t *)(panel + kp * SH_LANES);
-    memset(acc, 0, (size_t)n * SH_LANES * sizeof *acc);
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 512;
         int32x4_t dot[TILE][4];
@@ -49,7 +48,6 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     const int8x16_t eight = vdupq_n_s8(8);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
     const uint16_t *scale = (const uint16_t *)(panel + kp * (SH_LANES / 2));
-    memset(acc, 0, (size_t)n * SH_LANES * sizeof *acc);
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 256;
         int32x4_t dot[TILE][4];

@@ -103,7 +103,6 @@ SH_INLINE void sum(const bool q8, float *acc, const sh_mat *w, const uint8_t *pa
     const size_t bytes = q8 ? 512 : 256; /* of a block */
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice], n_block = kp / SH_RUN;
     const uint16_t *scale = (const uint16_t *)(panel + n_block * bytes);
-    memset(acc, 0, (size_t)n * SH_LANES * sizeof *acc);
     for (size_t b = (size_t)lo / SH_RUN; b < (size_t)hi / SH_RUN; b++) {
         const uint8_t *q = panel + b * bytes;
         pair_sums dot[PAIRS];
