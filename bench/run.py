@@ -168,8 +168,8 @@ def regions(bench):
 
 # What a token's time is spent on, by the functions of the program (those of kernels are rows of the table).
 SPENT = {
-    "products": r"matmul_.*|group|parts?|add_parts|run",
-    "weights to bf16": r"tiles_.*",
+    "products": r"matmul_.*|group|parts?|add_parts|run|(f32|f16|bf16|q8|q4)_(f32|bf16|i8|sums|tiles_.)|whole_runs_.|block",
+    "unpacking": r"tiles_.*|(q8_|q4_)?unpack_.*",
     "attention": r"attend_.*|scores_.*|values_.*|softmax_.*|merge_share",
     "cache, rotations": r"put_(f32|f16|bf16|q8_0)|rope|store_block",
     "rows": r"rmsnorm|layernorm|add|self_add_sum|silu_mul|gelu|prepare_.*|norm_row|act_row|rows_block",
