@@ -44,10 +44,8 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 512;
         __m256i dot[4][2];
-        if (!sh_streams(n)) {
-            sh_ask_ahead(q, 512);
-            sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
-        }
+        if (!sh_streams(n)) sh_ask_ahead(q, 512);
+        sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++) {
             __m256i s0 = _mm256_xor_si256(load(q + g * 64), flip);
@@ -169,10 +167,8 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo,
     for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
         const uint8_t *q = panel + (size_t)b * 256;
         __m256i dot[4][2];
-        if (!sh_streams(n)) {
-            sh_ask_ahead(q, 256);
-            sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
-        }
+        if (!sh_streams(n)) sh_ask_ahead(q, 256);
+        sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
             __m256i w0 = load(q + g * 64), w1 = load(q + g * 64 + 32);
