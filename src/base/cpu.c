@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+bool sh_cpu_streams;
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
@@ -18,10 +20,15 @@ static bool amx_permission(void)
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
+static bool is_amd(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && c == signature_AMD_ecx;
+}
+
 static unsigned detect(void)
 {
     unsigned a, b, c, d, f = 0, b7, c7, d7;
-    bool amd = __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && c == signature_AMD_ecx;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
     unsigned xcr0, hi;
     __asm__("xgetbv" : "=a"(xcr0), "=d"(hi) : "c"(0));
@@ -34,7 +41,7 @@ static unsigned detect(void)
         f |= SH_CPU_AVX512;
     const unsigned famx = 1u << 22 | 1u << 24 | 1u << 25; /* amx-bf16, amx-tile, amx-int8 */
     if ((f & SH_CPU_AVX512) && tile && (d7 & famx) == famx && amx_permission()) f |= SH_CPU_AMX;
-    if (amd && !(f & SH_CPU_AVX512)) f |= SH_CPU_STREAMS;
+    sh_cpu_streams = is_amd() && !(f & SH_CPU_AVX512);
     return f;
 }
 

@@ -8,18 +8,21 @@
 
 /* Features that kernels ask for; a bit is set only if CPU and operating system both allow it. */
 enum {
-    SH_CPU_AVX2 = 1 << 0,    /* with FMA and F16C */
-    SH_CPU_AVX512 = 1 << 1,  /* F, BW, VL, DQ, VNNI */
-    SH_CPU_AMX = 1 << 2,     /* tile, bf16, int8; permission was granted */
-    SH_CPU_NEON = 1 << 3,    /* with the dot product */
-    SH_CPU_I8MM = 1 << 4,    /* and the matrix product of bytes */
-    SH_CPU_STREAMS = 1 << 5, /* reads memory fastest as several streams and unasked: AMD's, as
-                                measured on Zen 3; those with AVX-512 were not measured */
+    SH_CPU_AVX2 = 1 << 0,   /* with FMA and F16C */
+    SH_CPU_AVX512 = 1 << 1, /* F, BW, VL, DQ, VNNI */
+    SH_CPU_AMX = 1 << 2,    /* tile, bf16, int8; permission was granted */
+    SH_CPU_NEON = 1 << 3,   /* with the dot product */
+    SH_CPU_I8MM = 1 << 4,   /* and the matrix product of bytes */
 };
 
 /** The bits of this machine. The first call asks Linux for the AMX tile state, so it must come
  * before threads start; later calls are cheap. */
 unsigned sh_cpu_features(void);
+
+/** Whether it reads memory fastest as several streams, and unasked: AMD's, as measured on Zen 3;
+ * those with AVX-512 were not measured. Set by the first call of sh_cpu_features; tests change it.
+ */
+extern bool sh_cpu_streams;
 
 /** Sets this thread's floating point to what the arithmetic contract demands: round to nearest,
  *  results and operands too small to be normal are zero. Returns the old state for sh_cpu_leave. */

@@ -2,18 +2,16 @@
 #ifndef SH_KERNELS_AHEAD_H
 #define SH_KERNELS_AHEAD_H
 
+#include "base/cpu.h"
 #include "kernels/kernels.h"
-
-/* Some processors read several streams faster than one, and one faster if they are not asked for
- * the beginnings of pages. See bench/README.md, "Streams". Set once, by sh_kernels_init. */
-extern bool sh_reads_streams;
 
 enum { SH_STREAMS = 4 };
 
-/* Whether a product of that many tokens reads as many panels at once, and asks for nothing. */
+/* Whether a product of that many tokens reads as many panels at once, and asks for nothing but
+ * scales. See bench/README.md, "Streams". */
 SH_INLINE bool sh_streams(int n_tok)
 {
-    return sh_reads_streams && n_tok == 1;
+    return sh_cpu_streams && n_tok == 1;
 }
 
 /* Once for every 256 bytes that are read, in the order of their addresses. x86's processors read
@@ -24,7 +22,7 @@ SH_INLINE void sh_ask_page(const void *p)
 {
 #ifdef __x86_64__
     enum { PAGE = 4096, FAR = 3 * PAGE };
-    if (sh_reads_streams) return;
+    if (sh_cpu_streams) return;
     size_t in_page = (uintptr_t)p % PAGE;
     __builtin_prefetch((const char *)p - in_page + FAR + in_page / 4, 0, 2);
 #else

@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "base/cpu.h"
-#include "kernels/ahead.h"
 
 const sh_isa *const sh_isas[] = {
     &sh_isa_c,
@@ -20,8 +19,6 @@ const sh_isa *const sh_isas[] = {
 #endif
     NULL,
 };
-
-bool sh_reads_streams;
 
 /* What a row's pointers are counted by. */
 typedef enum by { BY_NOTHING, BY_FORM, BY_TYPE, BY_TYPE_FORM } by;
@@ -97,7 +94,6 @@ sh_err sh_kernels_init(sh_kernels *k, const char *upto)
 {
     memset(k, 0, sizeof *k);
     if (!upto) upto = getenv("SHOAL_CPU");
-    sh_reads_streams = sh_cpu_features() & SH_CPU_STREAMS;
     for (int i = 0; sh_isas[i]; i++)
         if (usable(i, upto)) sh_isas[i]->overlay(k);
     return check_name(upto);

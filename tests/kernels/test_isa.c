@@ -3,8 +3,9 @@
  * at awkward sizes, on memory that ends where the arguments do, with values of every kind. A new
  * row or a new instruction set is tested without a change here; a new field of sh_kernels needs a
  * line. */
-#include "kernels/ahead.h"
 #include "kit.h"
+
+#include "base/cpu.h"
 
 enum { N_TRY = SANITIZED ? 10 : 50 };
 
@@ -40,7 +41,7 @@ static void compare_product(sh_dtype t, sh_form form, int rows, const sh_kdim *k
     buffer x = prepared(&c, form, kd, n_tok, l);
     buffer want = buffer_of(((size_t)(n_tok - 1) * ldy + (size_t)rows) * sizeof(float));
     buffer got = buffer_copy(&want);
-    sh_reads_streams = random_in(0, 1); /* on every machine both ways of reading */
+    sh_cpu_streams = random_in(0, 1); /* on every machine both ways of reading */
     c.matmul[t][form](want.p, ldy, &m.mat, lo, hi, slice, slice + n_slice, x.p, ldx, n_tok);
     k.matmul[t][form](got.p, ldy, &m.mat, lo, hi, slice, slice + n_slice, x.p, ldx, n_tok);
     long at = differs(want.p, got.p, want.n / 4);

@@ -54,16 +54,18 @@ static double peak_i8(long n_round)
 /* As products of one token read. */
 static uint64_t read_all(const void *p, size_t n)
 {
-    const size_t n_stream = sh_streams(1) ? SH_STREAMS : 1, part = n / n_stream;
+    const size_t part = sh_streams(1) ? n / SH_STREAMS : n;
     __m256i s[4];
     for (int i = 0; i < 4; i++) s[i] = _mm256_setzero_si256();
-    for (size_t at = 0; at < n; at += 256) {
-        const char *v = (const char *)p + at / 256 % n_stream * part + at / 256 / n_stream * 256;
-        if (n_stream == 1) sh_ask_ahead(v, 256);
+    for (size_t at = 0; at < part; at += 256)
+        for (const char *v = (const char *)p + at; v < (const char *)p + n; v += part) {
+            if (!sh_streams(1)) sh_ask_ahead(v, 256);
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)
-            s[i % 4] = _mm256_xor_si256(s[i % 4], _mm256_load_si256((const __m256i *)(v + i * 32)));
-    }
+            for (int i = 0; i < 8; i++) {
+                __m256i w = _mm256_load_si256((const __m256i *)(v + i * 32));
+                s[i % 4] = _mm256_xor_si256(s[i % 4], w);
+            }
+        }
     s[0] = _mm256_xor_si256(_mm256_xor_si256(s[0], s[1]), _mm256_xor_si256(s[2], s[3]));
     uint64_t sum[4];
     _mm256_storeu_si256((__m256i *)sum, s[0]);
