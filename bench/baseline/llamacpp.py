@@ -2,7 +2,7 @@
 """How fast llama.cpp reads a prompt and decodes, with the file and threads of a run of shoal bench.
 Needs the PyPI package llama-cpp-python; CMAKE_ARGS says for which instruction set pip builds it.
 
-    bench/baseline/llama_cpp.py MODEL.gguf [--threads 2] [--prompt 512] [--gen 32] [--repeat 3]"""
+    bench/baseline/llamacpp.py MODEL.gguf [--threads 2] [--prompt 512] [--gen 32] [--repeat 3]"""
 
 import argparse
 import random
