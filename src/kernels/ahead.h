@@ -7,8 +7,8 @@
 
 enum { SH_STREAMS = 4 };
 
-/* Whether a product of that many tokens reads as many panels at once, and asks for nothing but
- * scales. See bench/README.md, "Streams". */
+/* Whether a product of that many tokens reads as many panels at once (product.h). See
+ * bench/README.md, "Streams". */
 SH_INLINE bool sh_streams(int n_tok)
 {
     return sh_cpu_streams && n_tok == 1;
@@ -30,14 +30,23 @@ SH_INLINE void sh_ask_page(const void *p)
 #endif
 }
 
-/* n bytes at p are read, in the order of their addresses; n is a multiple of 64. */
-SH_INLINE void sh_ask_ahead(const void *p, const int n)
+/* n bytes at p are read, in the order of their addresses, and later those at p + ahead; n is a
+ * multiple of 64. */
+SH_INLINE void sh_ask_for(const void *p, ptrdiff_t ahead, const int n)
 {
-    enum { AHEAD = 4096 };
+    const char *next = (const char *)p + ahead;
+    __asm__("" : "+r"(next)); /* one address for all */
 #pragma GCC unroll 16
-    for (int i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i + AHEAD);
+    for (int i = 0; i < n; i += 64) __builtin_prefetch(next + i);
 #pragma GCC unroll 4
     for (int i = 0; i < n; i += 256) sh_ask_page((const char *)p + i);
+}
+
+enum { SH_AHEAD = 4096 };
+
+SH_INLINE void sh_ask_ahead(const void *p, const int n)
+{
+    sh_ask_for(p, SH_AHEAD, n);
 }
 
 /* The scales of block b are read. They follow the weights of their panel: those of the next panel

@@ -63,6 +63,11 @@ typedef struct sh_mat {
     uint8_t *data; /* n_panel * panel_bytes */
 } sh_mat;
 
+/** Bytes of SH_RUN k's of a panel, without their scales. */
+SH_INLINE size_t sh_run_bytes(sh_dtype dtype)
+{
+    return dtype == SH_Q4_0 ? 256 : dtype == SH_Q8_0 ? 512 : dtype == SH_F32 ? 2048 : 1024;
+}
 /** Fills in all of m but data. */
 void sh_mat_layout(sh_mat *m, sh_dtype dtype, int rows, const sh_kdim *kd);
 /** Packs panels [lo, hi). `row(arg, r)` gives the bytes of row r of this rank's share at its first

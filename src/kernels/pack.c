@@ -38,12 +38,10 @@ size_t sh_form_bytes(sh_form form, const sh_kdim *kd)
 
 void sh_mat_layout(sh_mat *m, sh_dtype dtype, int rows, const sh_kdim *kd)
 {
-    /* bytes of SH_RUN k's of one panel */
-    static const size_t run_bytes[SH_N_DTYPE] = {
-        [SH_F32] = 2048, [SH_F16] = 1024, [SH_BF16] = 1024, [SH_Q8_0] = 544, [SH_Q4_0] = 288};
     *m = (sh_mat){
         .dtype = dtype, .rows = rows, .n_panel = (rows + SH_LANES - 1) / SH_LANES, .kd = *kd};
-    m->panel_bytes = pad64((size_t)kd->kp[kd->n_slice] / SH_RUN * run_bytes[dtype]);
+    size_t scales = sh_dtypes[dtype].block > 1 ? SH_LANES * sizeof(uint16_t) : 0;
+    m->panel_bytes = pad64((size_t)kd->kp[kd->n_slice] / SH_RUN * (sh_run_bytes(dtype) + scales));
 }
 
 /* Where the 16 rows of a panel stand in the file; a row past the end of the matrix reads zeros. */

@@ -36,27 +36,34 @@ SH_INLINE void sh_tree_store(float *y, size_t ldy, sh_tree tree, const sh_mat *w
     memcpy(y + (size_t)t * ldy + o, tree[0], (size_t)n * sizeof(float));
 }
 
-/* Adds the padded k's [lo, hi) of a panel for n tokens: acc (n, SH_LANES). */
-typedef void sh_sum_fn(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                       const uint8_t *x, size_t ldx, int n);
+/* The padded k's [lo, hi) of a panel; `ahead` bytes from what is read lies what will be. */
+typedef struct sh_part {
+    const uint8_t *panel;
+    int lo, hi;
+    ptrdiff_t ahead;
+} sh_part;
+
+/* Adds such a part for n tokens: acc (n, SH_LANES). */
+typedef void sh_sum_fn(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
+                       int n);
 
 /* Such sums of 1 to `most` tokens (4 or 6), where `sum` is compiled for each number. */
 #define SH_SUMS(name, sum, most)                                                                   \
-    static void name(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,            \
-                     const uint8_t *x, size_t ldx, int n)                                          \
+    static void name(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,      \
+                     int n)                                                                        \
     {                                                                                              \
         if (n == 1)                                                                                \
-            sum(acc, w, panel, lo, hi, x, ldx, 1);                                                 \
+            sum(acc, w, part, x, ldx, 1);                                                          \
         else if (n == 2)                                                                           \
-            sum(acc, w, panel, lo, hi, x, ldx, 2);                                                 \
+            sum(acc, w, part, x, ldx, 2);                                                          \
         else if (n == 3)                                                                           \
-            sum(acc, w, panel, lo, hi, x, ldx, 3);                                                 \
+            sum(acc, w, part, x, ldx, 3);                                                          \
         else if (most > 4 && n == 4)                                                               \
-            sum(acc, w, panel, lo, hi, x, ldx, 4);                                                 \
+            sum(acc, w, part, x, ldx, 4);                                                          \
         else if (most > 4 && n == 5)                                                               \
-            sum(acc, w, panel, lo, hi, x, ldx, 5);                                                 \
+            sum(acc, w, part, x, ldx, 5);                                                          \
         else                                                                                       \
-            sum(acc, w, panel, lo, hi, x, ldx, most);                                              \
+            sum(acc, w, part, x, ldx, most);                                                       \
     }
 
 /* Panels that are summed together: `n` of them, `apart` from one to the next. */
@@ -64,19 +71,27 @@ typedef struct sh_panels {
     int first, n, apart;
 } sh_panels;
 
-/* The sums of such panels for one slice: acc[panel] (n, SH_LANES). They take turns of about 1 KiB.
- */
+/* The sums of such panels for one slice: acc[panel] (n, SH_LANES). They take turns of about 1 KiB,
+ * and each asks for the turn after the next one. */
 SH_INLINE void sh_slice(sh_sum_fn *sum, float acc[][SH_MAX_TILE * SH_LANES], const sh_mat *w,
                         sh_panels p, int slice, const uint8_t *x, size_t ldx, int n)
 {
-    const int turn = sh_dtypes[w->dtype].block > 1 ? 2 * SH_RUN : SH_RUN;
-    const int end = w->kd.kp[slice + 1];
+    enum { TURN = 1024 };
+    const size_t run = sh_run_bytes(w->dtype), apart = (size_t)p.apart * w->panel_bytes;
+    const int turn = run < TURN ? (int)(TURN / run) * SH_RUN : SH_RUN;
+    const int end = w->kd.kp[slice + 1], all = w->kd.kp[w->kd.n_slice];
     for (int i = 0; i < p.n; i++) memset(acc[i], 0, (size_t)n * SH_LANES * sizeof *acc[i]);
     for (int lo = w->kd.kp[slice], hi; lo < end; lo = hi) {
+        const uint8_t *panel = w->data + (size_t)p.first * w->panel_bytes;
         hi = p.n == 1 || lo + turn > end ? end : lo + turn;
-        for (int i = 0; i < p.n; i++)
-            sum(acc[i], w, w->data + (size_t)(p.first + i * p.apart) * w->panel_bytes, lo, hi, x,
-                ldx, n);
+        /* to the same panel's next turn, or to its successor */
+        ptrdiff_t on = (ptrdiff_t)(hi < all ? (size_t)(hi - lo) / SH_RUN * run
+                                            : w->panel_bytes - (size_t)lo / SH_RUN * run);
+        for (int i = 0; i < p.n; i++, panel += apart) {
+            ptrdiff_t two = (ptrdiff_t)apart * 2;
+            ptrdiff_t ahead = p.n == 1 ? SH_AHEAD : i + 2 < p.n ? two : on + two - p.n * (two / 2);
+            sum(acc[i], w, (sh_part){panel, lo, hi, ahead}, x, ldx, n);
+        }
     }
 }
 

@@ -22,16 +22,15 @@ SH_INLINE __m256i spread_pair(const uint8_t *x, int k)
     return _mm256_set1_epi32(v);
 }
 
-SH_INLINE void bf16_sum(float *acc, const uint8_t *panel, int lo, int hi, const uint8_t *x,
-                        size_t ldx, const int n)
+SH_INLINE void bf16_sum(float *acc, sh_part part, const uint8_t *x, size_t ldx, const int n)
 {
     __m256 sum[2][2];
     for (int t = 0; t < n; t++)
         for (int h = 0; h < 2; h++) sum[t][h] = _mm256_loadu_ps(acc + t * SH_LANES + h * 8);
-    for (int k = lo; k < hi; k += SH_RUN) {
-        const uint8_t *p = panel + (size_t)k * 32;
+    for (int k = part.lo; k < part.hi; k += SH_RUN) {
+        const uint8_t *p = part.panel + (size_t)k * 32;
         __m256 even[2][2], odd[2][2];
-        if (!sh_streams(n)) sh_ask_ahead(p, 1024);
+        sh_ask_for(p, part.ahead, 1024);
         for (int t = 0; t < n; t++)
             even[t][0] = even[t][1] = odd[t][0] = odd[t][1] = _mm256_setzero_ps();
 #pragma GCC unroll 4
@@ -56,14 +55,14 @@ SH_INLINE void bf16_sum(float *acc, const uint8_t *panel, int lo, int hi, const 
     }
 }
 
-static void bf16_sums(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                      const uint8_t *x, size_t ldx, int n)
+static void bf16_sums(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
+                      int n)
 {
     (void)w;
     if (n == 1)
-        bf16_sum(acc, panel, lo, hi, x, ldx, 1);
+        bf16_sum(acc, part, x, ldx, 1);
     else
-        bf16_sum(acc, panel, lo, hi, x, ldx, 2);
+        bf16_sum(acc, part, x, ldx, 2);
 }
 
 /* ---- bf16, many tokens; quantised weights that become bf16 ---- */

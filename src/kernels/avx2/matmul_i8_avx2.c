@@ -35,16 +35,16 @@ SH_INLINE void add_block(float *acc, __m256i dot, __m256 scale_w, float scale_x)
 
 /* ---- q8_0, few tokens ---- */
 
-SH_INLINE void q8_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                      const uint8_t *x, size_t ldx, const int n)
+SH_INLINE void q8_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
+                      const int n)
 {
     const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8((char)0x80);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
-    const uint8_t *scale = panel + kp * SH_LANES;
-    for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
-        const uint8_t *q = panel + (size_t)b * 512;
+    const uint8_t *scale = part.panel + kp * SH_LANES;
+    for (int b = part.lo / SH_RUN; b < part.hi / SH_RUN; b++) {
+        const uint8_t *q = part.panel + (size_t)b * 512;
         __m256i dot[4][2];
-        if (!sh_streams(n)) sh_ask_ahead(q, 512);
+        sh_ask_for(q, part.ahead, 512);
         sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++) {
@@ -158,16 +158,16 @@ SH_MATMUL(q8_i8)
 
 /* ---- q4_0 ---- */
 
-SH_INLINE void q4_sum(float *acc, const sh_mat *w, const uint8_t *panel, int lo, int hi,
-                      const uint8_t *x, size_t ldx, const int n)
+SH_INLINE void q4_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
+                      const int n)
 {
     const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
-    const uint8_t *scale = panel + kp * (SH_LANES / 2);
-    for (int b = lo / SH_RUN; b < hi / SH_RUN; b++) {
-        const uint8_t *q = panel + (size_t)b * 256;
+    const uint8_t *scale = part.panel + kp * (SH_LANES / 2);
+    for (int b = part.lo / SH_RUN; b < part.hi / SH_RUN; b++) {
+        const uint8_t *q = part.panel + (size_t)b * 256;
         __m256i dot[4][2];
-        if (!sh_streams(n)) sh_ask_ahead(q, 256);
+        sh_ask_for(q, part.ahead, 256);
         sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
