@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "kernels/ahead.h"
-#include "kernels/kernels.h"
+#include "kernels/vec.h"
 
 enum {
     SH_TOKENS = 64,  /* tokens that a product takes at once: they stay in the second cache */
@@ -19,21 +19,20 @@ typedef float sh_tree[4][SH_LANES];
  * many roots as i has ones, and each trailing one is a carry. */
 SH_INLINE void sh_tree_push(sh_tree tree, int i, const float *sum)
 {
-    float cur[SH_LANES];
-    int depth = __builtin_popcount((unsigned)i);
-    memcpy(cur, sum, sizeof cur);
-    for (; i & 1; i >>= 1) {
-        depth--;
-        for (int l = 0; l < SH_LANES; l++) cur[l] = tree[depth][l] + cur[l];
+    for (int l = 0; l < SH_LANES; l += VEC) {
+        vec cur = vec_load(sum + l);
+        int depth = __builtin_popcount((unsigned)i);
+        for (int carry = i; carry & 1; carry >>= 1) cur = vec_load(&tree[--depth][l]) + cur;
+        vec_store(&tree[depth][l], cur);
     }
-    memcpy(tree[depth], cur, sizeof cur);
 }
 
 /* The root of token t to the rows of panel p. */
 SH_INLINE void sh_tree_store(float *y, size_t ldy, sh_tree tree, const sh_mat *w, int p, int t)
 {
-    int o = p * SH_LANES, n = w->rows - o < SH_LANES ? w->rows - o : SH_LANES;
-    memcpy(y + (size_t)t * ldy + o, tree[0], (size_t)n * sizeof(float));
+    const int o = p * SH_LANES, n = w->rows - o;
+    for (int l = 0; l < SH_LANES && l < n; l += VEC)
+        vec_store_some(y + (size_t)t * ldy + o + l, vec_load(&tree[0][l]), n - l);
 }
 
 /* The padded k's [lo, hi) of a panel; `ahead` bytes from what is read lies what will be. */

@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "kernels/product.h"
+#include "kernels/kernels.h"
 
 void sh_matmul_i8_avx2(sh_kernels *k);
 void sh_matmul_float_avx2(sh_kernels *k);
@@ -18,7 +18,7 @@ void sh_adamw_avx2(sh_kernels *k);
 typedef __m256 vec;
 #define VEC      8
 #define VEC_SUMS 8
-#include "kernels/vec.h"
+#include "kernels/product.h"
 
 SH_INLINE vec vec_fma(vec a, vec b, vec c)
 {

@@ -4,7 +4,6 @@
 #include "base/fmath.h"
 #include "kernels/c/c.h"
 #include "kernels/kv_q8.h"
-#include "kernels/product.h"
 
 /* Element i of a page: d of position j. */
 typedef float load_fn(const void *page, size_t i, int head_dim, int j, int d);

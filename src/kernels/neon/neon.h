@@ -4,7 +4,7 @@
 
 #include <arm_neon.h>
 
-#include "kernels/product.h"
+#include "kernels/kernels.h"
 
 void sh_matmul_i8_neon(sh_kernels *k);
 void sh_matmul_float_neon(sh_kernels *k);
@@ -18,7 +18,7 @@ void sh_adamw_neon(sh_kernels *k);
 typedef float32x4_t vec;
 #define VEC      4
 #define VEC_SUMS 16
-#include "kernels/vec.h"
+#include "kernels/product.h"
 
 SH_INLINE vec vec_fma(vec a, vec b, vec c)
 {
