@@ -5,14 +5,7 @@
 #include "base/cpu.h"
 #include "kernels/kernels.h"
 
-enum { SH_STREAMS = 4 };
-
-/* Whether a product of that many tokens reads as many panels at once (product.h). See
- * bench/README.md, "Streams". */
-SH_INLINE bool sh_streams(int n_tok)
-{
-    return sh_cpu_streams && n_tok == 1;
-}
+enum { SH_STREAMS = 4 }; /* that are read at once, where sh_cpu_streams says so */
 
 /* Once for every 256 bytes that are read, in the order of their addresses. x86's processors read
  * ahead by themselves, but only within a page of 4 KiB, and start anew at each: so one line of the

@@ -110,6 +110,13 @@ SH_INLINE void sh_tokens(sh_sum_fn *sum, float *y, size_t ldy, const sh_mat *w, 
         for (int t = 0; t < n; t++) sh_tree_store(y, ldy, tree[i][t], w, p.first + i * p.apart, t);
 }
 
+/* Whether SH_STREAMS panels are read at once: where memory is waited for and not arithmetic. See
+ * bench/README.md, "Streams". */
+SH_INLINE bool sh_streams(const sh_mat *w, int n_tok)
+{
+    return sh_cpu_streams && (n_tok == 1 || (n_tok == 2 && w->dtype != SH_Q4_0));
+}
+
 /* The product made of such sums, `tile` tokens at a time, straight from the packed weights. */
 SH_INLINE void sh_product(sh_sum_fn *sum, int tile, float *y, size_t ldy, const sh_mat *w,
                           int panel_lo, int panel_hi, int slice_lo, int slice_hi, const void *x,
@@ -117,10 +124,14 @@ SH_INLINE void sh_product(sh_sum_fn *sum, int tile, float *y, size_t ldy, const 
 {
     const uint8_t *xb = x;
     int p = panel_lo;
-    if (sh_streams(n_tok))
-        for (int each = (panel_hi - p) / SH_STREAMS, i = 0; i < each; i++, p += SH_STREAMS)
-            sh_tokens(sum, y, ldy, w, (sh_panels){panel_lo + i, SH_STREAMS, each}, slice_lo,
-                      slice_hi, x, ldx, 1);
+    if (sh_streams(w, n_tok))
+        for (int each = (panel_hi - p) / SH_STREAMS, i = 0; i < each; i++, p += SH_STREAMS) {
+            sh_panels four = {panel_lo + i, SH_STREAMS, each};
+            if (n_tok == 1)
+                sh_tokens(sum, y, ldy, w, four, slice_lo, slice_hi, xb, ldx, 1);
+            else
+                sh_tokens(sum, y, ldy, w, four, slice_lo, slice_hi, xb, ldx, 2);
+        }
     for (int t0 = 0; t0 < n_tok; t0 += SH_TOKENS)
         for (int q = p; q < panel_hi; q++) {
             int end = n_tok - t0 < SH_TOKENS ? n_tok : t0 + SH_TOKENS;

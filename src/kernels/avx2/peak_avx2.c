@@ -54,12 +54,12 @@ static double peak_i8(long n_round)
 /* As products of one token read. */
 static uint64_t read_all(const void *p, size_t n)
 {
-    const size_t part = sh_streams(1) ? n / SH_STREAMS : n;
+    const size_t part = sh_cpu_streams ? n / SH_STREAMS : n;
     __m256i s[4];
     for (int i = 0; i < 4; i++) s[i] = _mm256_setzero_si256();
     for (size_t at = 0; at < part; at += 256)
         for (const char *v = (const char *)p + at; v < (const char *)p + n; v += part) {
-            if (!sh_streams(1)) sh_ask_ahead(v, 256);
+            if (!sh_cpu_streams) sh_ask_ahead(v, 256);
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
                 __m256i w = _mm256_load_si256((const __m256i *)(v + i * 32));
