@@ -42,7 +42,7 @@ SH_INLINE void attend_scores(const sh_dtype type, rows *t, const float *const *q
     int n_panel = (t->most + SH_LANES - 1) / SH_LANES;
     for (int r = 0; r < n_row; r++) memset(t->s[r], 0, (size_t)n_panel * SH_LANES * sizeof(float));
     for (int d = 0; d < head_dim; d += SH_RUN) {
-        int n_k = min_int(head_dim - d, SH_RUN);
+        int n_k = sh_min(head_dim - d, SH_RUN);
         for (int r = 0; r < n_row; r++) round_row(t->x[r], q[r] + d, n_k);
         for (int p = 0; p < n_panel; p++) {
             const void *page = kpage[p / PAGE_PANELS];
@@ -95,16 +95,16 @@ SH_INLINE void attend_values(const sh_dtype type, float *o, const rows *t, int n
     for (int d = 0; d < head_dim; d += SH_LANES) {
         memset(acc, 0, sizeof acc);
         for (int j = 0; j < t->most; j += SH_RUN) {
-            int n_k = min_int(t->most - j, SH_RUN);
+            int n_k = sh_min(t->most - j, SH_RUN);
             value_run(type, w, vpage[j / SH_PAGE], j % SH_PAGE, n_k, d, head_dim);
             for (int r = 0, n; r < n_row; r += n) {
-                int sees = min_int(n_pos[r] - j, SH_RUN);
+                int sees = sh_min(n_pos[r] - j, SH_RUN);
                 for (n = 1; r + n < n_row; n++)
-                    if (min_int(n_pos[r + n] - j, SH_RUN) != sees) break;
+                    if (sh_min(n_pos[r + n] - j, SH_RUN) != sees) break;
                 if (sees > 0) sh_run_sums(acc[r], SH_LANES, w, t->x[r] + j, sizeof *t->x, sees, n);
             }
         }
-        int n = min_int(head_dim - d, SH_LANES);
+        int n = sh_min(head_dim - d, SH_LANES);
         for (int r = 0; r < n_row; r++)
             memcpy(o + (size_t)r * (size_t)head_dim + d, acc[r], (size_t)n * sizeof *o);
     }
@@ -116,7 +116,7 @@ SH_INLINE void attend(const sh_dtype type, float *o, float *m, float *l, const f
 {
     rows t;
     for (int r0 = 0, n; r0 < n_row; r0 += n) {
-        n = min_int(n_row - r0, N_ROW);
+        n = sh_min(n_row - r0, N_ROW);
         t.most = 0;
         for (int r = 0; r < n; r++)
             if (n_pos[r0 + r] > t.most) t.most = n_pos[r0 + r];

@@ -15,10 +15,6 @@ enum {
     MOST_VECS = WIDE / VEC, /* and vectors of each: of those d's, or of a page's positions */
 };
 
-SH_INLINE int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
 SH_INLINE size_t size_of(const sh_dtype t)
 {
     return t == SH_F32 ? 4 : t == SH_Q8_0 ? 1 : 2;
@@ -259,7 +255,7 @@ SH_INLINE void values(const sh_dtype t, float *o, size_t ldo, const float *p, si
 {
     group_scales sc;
     for (int d = 0; d < head_dim; d += WIDE) {
-        const int width = min_int(head_dim - d, WIDE);
+        const int width = sh_min(head_dim - d, WIDE);
         const void *next = next_page;
         if (t == SH_Q8_0) widen_scales(sc, vpage, head_dim, d);
         for (int h = 0, n; h < n_q; h += n, next = NULL) {

@@ -49,11 +49,11 @@ SH_SUMS(f16_sums, f16_sum, CHAIN_TOKENS)
 
 SH_MATMUL(f32_f32)
 {
-    sh_product(f32_sums, CHAIN_TOKENS, SH_MATMUL_ARGS);
+    sh_product_sums(f32_sums, CHAIN_TOKENS, SH_MATMUL_ARGS);
 }
 SH_MATMUL(f16_f32)
 {
-    sh_product(f16_sums, CHAIN_TOKENS, SH_MATMUL_ARGS);
+    sh_product_sums(f16_sums, CHAIN_TOKENS, SH_MATMUL_ARGS);
 }
 
 static void float_overlay(sh_kernels *k)

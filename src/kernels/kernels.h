@@ -68,6 +68,12 @@ SH_INLINE size_t sh_run_bytes(sh_dtype dtype)
 {
     return dtype == SH_Q4_0 ? 256 : dtype == SH_Q8_0 ? 512 : dtype == SH_F32 ? 2048 : 1024;
 }
+/** Where the scales of a panel of quantised weights begin. */
+SH_INLINE const uint16_t *sh_scales(const sh_mat *m, const uint8_t *panel)
+{
+    size_t n_run = (size_t)m->kd.kp[m->kd.n_slice] / SH_RUN;
+    return (const uint16_t *)(panel + n_run * sh_run_bytes(m->dtype));
+}
 /** Fills in all of m but data. */
 void sh_mat_layout(sh_mat *m, sh_dtype dtype, int rows, const sh_kdim *kd);
 /** Packs panels [lo, hi). `row(arg, r)` gives the bytes of row r of this rank's share at its first
@@ -265,6 +271,11 @@ static inline bool sh_kv_has(sh_dtype t)
 }
 
 /* Parts that every instruction set shares. */
+
+SH_INLINE int sh_min(int a, int b)
+{
+    return a < b ? a : b;
+}
 
 #define SH_GELU_1 1.59576912f   /* 2 sqrt(2/pi) */
 #define SH_GELU_3 0.0713548163f /* 0.044715 times that */

@@ -118,9 +118,9 @@ SH_INLINE bool sh_streams(const sh_mat *w, int n_tok)
 }
 
 /* The product made of such sums, `tile` tokens at a time, straight from the packed weights. */
-SH_INLINE void sh_product(sh_sum_fn *sum, int tile, float *y, size_t ldy, const sh_mat *w,
-                          int panel_lo, int panel_hi, int slice_lo, int slice_hi, const void *x,
-                          size_t ldx, int n_tok)
+SH_INLINE void sh_product_sums(sh_sum_fn *sum, int tile, float *y, size_t ldy, const sh_mat *w,
+                               int panel_lo, int panel_hi, int slice_lo, int slice_hi,
+                               const void *x, size_t ldx, int n_tok)
 {
     const uint8_t *xb = x;
     int p = panel_lo;

@@ -1,11 +1,6 @@
 /* Operands made and products shared out; the sums are the kernels'. */
 #include "train/products.h"
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 /* An operand with so many k's (tokens) is not in a cache any more when it is read. */
 enum { FAR_K = 2048 };
 
@@ -25,7 +20,7 @@ void sh_left_cols(const sh_products *p, const sh_left *a, const float *x, size_t
         for (int s = 0; s < a->kd.n_slice; s++)
             p->k->left_cols[p->dtype](
                 (char *)a->data + (size_t)r * a->ld + (size_t)a->kd.kp[s] * unit, a->ld,
-                x + (size_t)a->kd.k[s] * ldx + r, ldx, min_int(hi - r, SH_LANES),
+                x + (size_t)a->kd.k[s] * ldx + r, ldx, sh_min(hi - r, SH_LANES),
                 a->kd.k[s + 1] - a->kd.k[s], a->ld >= FAR_K * unit);
 }
 
@@ -43,7 +38,7 @@ void sh_right_rows(const sh_products *p, const sh_mat *b, const float *x, size_t
         for (int s = 0; s < b->kd.n_slice; s++)
             p->k->right_rows[p->dtype](
                 panel_slice(p, b, i, s), x + (size_t)i * SH_LANES * ldx + b->kd.k[s], ldx,
-                min_int(b->rows - i * SH_LANES, SH_LANES), b->kd.k[s + 1] - b->kd.k[s]);
+                sh_min(b->rows - i * SH_LANES, SH_LANES), b->kd.k[s + 1] - b->kd.k[s]);
 }
 
 void sh_right_cols(const sh_products *p, const sh_mat *b, const float *x, size_t ldx, int lo,
@@ -54,7 +49,7 @@ void sh_right_cols(const sh_products *p, const sh_mat *b, const float *x, size_t
         for (int s = 0; s < b->kd.n_slice; s++)
             p->k->right_cols[p->dtype](
                 panel_slice(p, b, i, s), x + (size_t)b->kd.k[s] * ldx + (size_t)i * SH_LANES, ldx,
-                min_int(b->rows - i * SH_LANES, SH_LANES), b->kd.k[s + 1] - b->kd.k[s], far);
+                sh_min(b->rows - i * SH_LANES, SH_LANES), b->kd.k[s + 1] - b->kd.k[s], far);
 }
 
 void sh_product(const sh_products *p, float *y, size_t ldy, const sh_left *a, const sh_mat *b,
@@ -88,7 +83,7 @@ static void operand_share(void *arg, int thread, int n_thread)
     int lo, hi;
     if (j->kind == LEFT_COLS) { /* whole runs of 16 columns */
         sh_share((j->n + SH_LANES - 1) / SH_LANES, thread, n_thread, &lo, &hi);
-        sh_left_cols(j->p, j->a, j->x, j->ldx, lo * SH_LANES, min_int(hi * SH_LANES, j->n));
+        sh_left_cols(j->p, j->a, j->x, j->ldx, lo * SH_LANES, sh_min(hi * SH_LANES, j->n));
         return;
     }
     sh_share(j->n, thread, n_thread, &lo, &hi);
@@ -137,8 +132,8 @@ static void product_piece(void *arg, int i, int thread)
     const product_job *j = arg;
     int row = i / j->across * j->rows, panel = i % j->across * j->panels;
     (void)thread;
-    sh_product(j->p, j->y, j->ldy, j->a, j->b, row, min_int(row + j->rows, j->m), panel,
-               min_int(panel + j->panels, j->b->n_panel));
+    sh_product(j->p, j->y, j->ldy, j->a, j->b, row, sh_min(row + j->rows, j->m), panel,
+               sh_min(panel + j->panels, j->b->n_panel));
 }
 
 void sh_product_all(const sh_products *p, float *y, size_t ldy, const sh_left *a, const sh_mat *b,
@@ -146,8 +141,8 @@ void sh_product_all(const sh_products *p, float *y, size_t ldy, const sh_left *a
 {
     int n_thread = sh_pool_n_thread(p->pool);
     product_job j = {.p = p, .y = y, .ldy = ldy, .a = a, .b = b, .m = m};
-    j.rows = min_int(m, PIECE_ROWS);
-    j.panels = min_int(b->n_panel, PIECE_PANELS);
+    j.rows = sh_min(m, PIECE_ROWS);
+    j.panels = sh_min(b->n_panel, PIECE_PANELS);
     /* at least four pieces for each thread, if they are not too small */
     while ((m + j.rows - 1) / j.rows * ((b->n_panel + j.panels - 1) / j.panels) < 4 * n_thread) {
         if (j.rows > 64 && j.rows >= j.panels * SH_LANES)

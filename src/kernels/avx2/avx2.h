@@ -70,7 +70,6 @@ typedef void sh_tile_fn(float *acc, const void *w, const void *x, int n_run);
 
 /* A product of many tokens by chunks of k's (chunks_avx2.c). */
 typedef struct sh_chunks {
-    size_t run_bytes;        /* of packed weights, without scales */
     size_t x_bytes, w_bytes; /* to which a run of SH_TILE tokens, or of a panel, is unpacked:
                                 multiples of 32, at most those of floats */
     void (*unpack_x)(void *out, const sh_mat *w, const uint8_t *x, size_t ldx, int run, int n_tok);

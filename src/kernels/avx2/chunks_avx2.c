@@ -21,30 +21,26 @@ typedef struct room {
                    */
 } room;
 
-static int least(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 /* Adds the runs [lo, hi), CHUNK at most, of n_panel panels for n_tok tokens, from x on. */
 static void add_chunk(room *r, sums acc, const sh_chunks *c, const sh_mat *w, int panel,
                       int n_panel, int lo, int hi, const uint8_t *x, size_t ldx, int n_tok)
 {
     const int n_tile = (n_tok + SH_TILE - 1) / SH_TILE, n_run = hi - lo;
+    const size_t run = sh_run_bytes(w->dtype);
     /* A tile asks for its share of the next panel's chunk. */
-    const size_t ask = ((size_t)n_run * c->run_bytes / (size_t)n_tile + 63) / 64 * 64;
+    const size_t ask = ((size_t)n_run * run / (size_t)n_tile + 63) / 64 * 64;
     for (int t = 0; t < n_tile; t++)
         for (int i = 0; i < n_run; i++)
             c->unpack_x(r->x[t] + (size_t)i * c->x_bytes, w, x + (size_t)(t * SH_TILE) * ldx, ldx,
-                        lo + i, least(n_tok - t * SH_TILE, SH_TILE));
+                        lo + i, sh_min(n_tok - t * SH_TILE, SH_TILE));
     for (int p = 0; p < n_panel; p++) {
         const uint8_t *at = w->data + (size_t)(panel + p) * w->panel_bytes;
-        const uint8_t *next = at + w->panel_bytes + (size_t)lo * c->run_bytes;
+        const uint8_t *next = at + w->panel_bytes + (size_t)lo * run;
         for (int i = 0; i < n_run; i++) c->unpack_w(r->w + (size_t)i * c->w_bytes, w, at, lo + i);
         for (int t = 0; t < n_tile; t++, next += ask) {
             for (size_t i = 0; i < ask; i += 64) __builtin_prefetch(next + i, 0, 2);
-            c->sum[least(n_tok - t * SH_TILE, SH_TILE) - 1](acc[p][t * SH_TILE], r->w, r->x[t],
-                                                            n_run);
+            c->sum[sh_min(n_tok - t * SH_TILE, SH_TILE) - 1](acc[p][t * SH_TILE], r->w, r->x[t],
+                                                             n_run);
         }
     }
 }
@@ -67,12 +63,12 @@ static void block(const sh_chunks *c, float *y, size_t ldy, const sh_mat *w, int
         for (int p = 0; p < n_panel; p++)
             memset(r.root[depth][p], 0, (size_t)n_tok * sizeof *r.root[depth][p]);
         for (int k = w->kd.kp[s] / SH_RUN; k < end; k += CHUNK)
-            add_chunk(&r, r.root[depth], c, w, panel, n_panel, k, least(k + CHUNK, end), x, ldx,
+            add_chunk(&r, r.root[depth], c, w, panel, n_panel, k, sh_min(k + CHUNK, end), x, ldx,
                       n_tok);
         for (; i & 1; i >>= 1, depth--) add_sums(r.root[depth - 1], r.root[depth], n_panel, n_tok);
     }
     for (int p = 0; p < n_panel; p++) {
-        int o = (panel + p) * SH_LANES, n = least(w->rows - o, SH_LANES);
+        int o = (panel + p) * SH_LANES, n = sh_min(w->rows - o, SH_LANES);
         for (int t = 0; t < n_tok; t++)
             for (int i = 0; i < n; i += VEC)
                 vec_store_some(y + (size_t)t * ldy + o + i, vec_load(&r.root[0][p][t][i]), n - i);
@@ -85,6 +81,6 @@ void sh_product_chunks(const sh_chunks *c, float *y, size_t ldy, const sh_mat *w
 {
     for (int p = panel_lo; p < panel_hi; p += PANELS)
         for (int t = 0; t < n_tok; t += TOKENS)
-            block(c, y + (size_t)t * ldy, ldy, w, p, least(panel_hi - p, PANELS), slice_lo,
-                  slice_hi, (const uint8_t *)x + (size_t)t * ldx, ldx, least(n_tok - t, TOKENS));
+            block(c, y + (size_t)t * ldy, ldy, w, p, sh_min(panel_hi - p, PANELS), slice_lo,
+                  slice_hi, (const uint8_t *)x + (size_t)t * ldx, ldx, sh_min(n_tok - t, TOKENS));
 }

@@ -98,7 +98,7 @@ static void unpack_q8(void *run_w, const sh_mat *w, const uint8_t *panel, int ru
 {
     float(*out)[SH_RUN / 2][SH_LANES] = run_w;
     const uint8_t *p = panel + (size_t)run * 512;
-    const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * SH_LANES);
+    const uint16_t *scale = sh_scales(w, panel);
     for (int h = 0; h < 2; h++) {
         __m256 d = vec_f16(scale + run * SH_LANES + h * 8);
         for (int g = 0; g < 8; g++)
@@ -110,8 +110,7 @@ static void unpack_q4(void *run_w, const sh_mat *w, const uint8_t *panel, int ru
 {
     float(*out)[SH_RUN / 2][SH_LANES] = run_w;
     const uint8_t *p = panel + (size_t)run * 256;
-    const uint16_t *scale =
-        (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
+    const uint16_t *scale = sh_scales(w, panel);
     const __m256i low = _mm256_set1_epi8(15);
     for (int h = 0; h < 2; h++) {
         __m256 d = vec_f16(scale + run * SH_LANES + h * 8);
@@ -202,27 +201,27 @@ SH_INLINE void run_tile(float *acc, size_t lda, sh_run_w w, run_x x, int n_k, co
 
 SH_TILE_SUMS(whole_runs, run_tile(acc, SH_LANES, ((sh_run_w *)w)[i], ((run_x *)x)[i], SH_RUN, n))
 
-static const sh_chunks bf16_chunks = {1024,     sizeof(run_x), sizeof(sh_run_w),
-                                      unpack_x, unpack_bf16,   whole_runs};
-static const sh_chunks q8_chunks = {512,      sizeof(run_x), sizeof(sh_run_w),
-                                    unpack_x, unpack_q8,     whole_runs};
-static const sh_chunks q4_chunks = {256,      sizeof(run_x), sizeof(sh_run_w),
-                                    unpack_x, unpack_q4,     whole_runs};
+static const sh_chunks bf16_chunks = {sizeof(run_x), sizeof(sh_run_w), unpack_x, unpack_bf16,
+                                      whole_runs};
+static const sh_chunks q8_bf16_chunks = {sizeof(run_x), sizeof(sh_run_w), unpack_x, unpack_q8,
+                                         whole_runs};
+static const sh_chunks q4_bf16_chunks = {sizeof(run_x), sizeof(sh_run_w), unpack_x, unpack_q4,
+                                         whole_runs};
 
 SH_MATMUL(bf16_bf16)
 {
     if (n_tok >= BF16_MANY)
         sh_product_chunks(&bf16_chunks, SH_MATMUL_ARGS);
     else
-        sh_product(bf16_sums, 2, SH_MATMUL_ARGS);
+        sh_product_sums(bf16_sums, 2, SH_MATMUL_ARGS);
 }
 SH_MATMUL(q8_bf16)
 {
-    sh_product_chunks(&q8_chunks, SH_MATMUL_ARGS);
+    sh_product_chunks(&q8_bf16_chunks, SH_MATMUL_ARGS);
 }
 SH_MATMUL(q4_bf16)
 {
-    sh_product_chunks(&q4_chunks, SH_MATMUL_ARGS);
+    sh_product_chunks(&q4_bf16_chunks, SH_MATMUL_ARGS);
 }
 
 /* ---- a run by itself ---- */

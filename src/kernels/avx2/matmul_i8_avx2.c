@@ -109,17 +109,22 @@ static void q8_unpack_x(void *out, const sh_mat *w, const uint8_t *x, size_t ldx
     }
 }
 
+/* The scales of block `run` of a panel. */
+SH_INLINE void put_scales(float *d, const sh_mat *w, const uint8_t *panel, int run)
+{
+    const uint16_t *scale = sh_scales(w, panel) + run * SH_LANES;
+    for (int l = 0; l < SH_LANES; l += 8) _mm256_store_ps(d + l, vec_f16(scale + l));
+}
+
 static void q8_unpack_w(void *out, const sh_mat *w, const uint8_t *panel, int run)
 {
     const uint8_t *q = panel + (size_t)run * 512;
-    const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * SH_LANES);
     const __m256i flip = _mm256_set1_epi8((char)0x80);
     q8_w *o = out;
     for (int g = 0; g < 8; g++)
         for (int h = 0; h < 2; h++)
             widen(o->q[g][0][h], o->q[g][1][h], _mm256_xor_si256(load(q + g * 64 + h * 32), flip));
-    for (int h = 0; h < SH_LANES; h += 8)
-        _mm256_store_ps(o->d + h, vec_f16(scale + run * SH_LANES + h));
+    put_scales(o->d, w, panel, run);
 }
 
 SH_INLINE void q8_tile(float *acc, const q8_w *w, const q8_x *x, const int n)
@@ -145,15 +150,15 @@ SH_INLINE void q8_tile(float *acc, const q8_w *w, const q8_x *x, const int n)
 }
 SH_TILE_SUMS(q8_tiles, q8_tile(acc, (const q8_w *)w + i, (const q8_x *)x + i, n))
 
-static const sh_chunks q8_chunks = {512,         sizeof(q8_x), sizeof(q8_w),
-                                    q8_unpack_x, q8_unpack_w,  q8_tiles};
+static const sh_chunks q8_i8_chunks = {sizeof(q8_x), sizeof(q8_w), q8_unpack_x, q8_unpack_w,
+                                       q8_tiles};
 
 SH_MATMUL(q8_i8)
 {
     if (n_tok >= Q8_MANY)
-        sh_product_chunks(&q8_chunks, SH_MATMUL_ARGS);
+        sh_product_chunks(&q8_i8_chunks, SH_MATMUL_ARGS);
     else
-        sh_product(q8_sums, 4, SH_MATMUL_ARGS);
+        sh_product_sums(q8_sums, 4, SH_MATMUL_ARGS);
 }
 
 /* ---- q4_0 ---- */
@@ -226,8 +231,6 @@ static void q4_unpack_x(void *out, const sh_mat *w, const uint8_t *x, size_t ldx
 static void q4_unpack_w(void *out, const sh_mat *w, const uint8_t *panel, int run)
 {
     const uint8_t *q = panel + (size_t)run * 256;
-    const uint16_t *scale =
-        (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
     const __m256i low = _mm256_set1_epi8(15);
     q4_w *o = out;
     for (int i = 0; i < 8; i++) {
@@ -236,8 +239,7 @@ static void q4_unpack_w(void *out, const sh_mat *w, const uint8_t *panel, int ru
         _mm256_store_si256((__m256i *)o->q[i / 2 + 4][i % 2],
                            _mm256_and_si256(_mm256_srli_epi16(v, 4), low));
     }
-    for (int h = 0; h < SH_LANES; h += 8)
-        _mm256_store_ps(o->d + h, vec_f16(scale + run * SH_LANES + h));
+    put_scales(o->d, w, panel, run);
 }
 
 SH_INLINE void q4_tile(float *acc, const q4_w *w, const q4_x *x, const int n)
@@ -268,15 +270,15 @@ SH_INLINE void q4_tile(float *acc, const q4_w *w, const q4_x *x, const int n)
 }
 SH_TILE_SUMS(q4_tiles, q4_tile(acc, (const q4_w *)w + i, (const q4_x *)x + i, n))
 
-static const sh_chunks q4_chunks = {256,         sizeof(q4_x), sizeof(q4_w),
-                                    q4_unpack_x, q4_unpack_w,  q4_tiles};
+static const sh_chunks q4_i8_chunks = {sizeof(q4_x), sizeof(q4_w), q4_unpack_x, q4_unpack_w,
+                                       q4_tiles};
 
 SH_MATMUL(q4_i8)
 {
     if (n_tok >= Q4_MANY)
-        sh_product_chunks(&q4_chunks, SH_MATMUL_ARGS);
+        sh_product_chunks(&q4_i8_chunks, SH_MATMUL_ARGS);
     else
-        sh_product(q4_sums, 4, SH_MATMUL_ARGS);
+        sh_product_sums(q4_sums, 4, SH_MATMUL_ARGS);
 }
 
 void sh_matmul_i8_avx2(sh_kernels *k)

@@ -37,7 +37,7 @@ SH_INLINE void expand4(uint32_t *room, int g, int lane, int32x4_t q, float32x4_t
 static const uint32_t *run_q8(uint32_t *room, const sh_mat *w, const uint8_t *panel, int run)
 {
     const uint8_t *p = panel + (size_t)run * 512;
-    const uint16_t *scale = (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * SH_LANES);
+    const uint16_t *scale = sh_scales(w, panel);
     const uint8x16_t flip = vdupq_n_u8(0x80);
     for (int l = 0; l < SH_LANES; l += 4) {
         float32x4_t d = vec_f16(scale + run * SH_LANES + l);
@@ -51,8 +51,7 @@ static const uint32_t *run_q8(uint32_t *room, const sh_mat *w, const uint8_t *pa
 static const uint32_t *run_q4(uint32_t *room, const sh_mat *w, const uint8_t *panel, int run)
 {
     const uint8_t *p = panel + (size_t)run * 256;
-    const uint16_t *scale =
-        (const uint16_t *)(panel + (size_t)w->kd.kp[w->kd.n_slice] * (SH_LANES / 2));
+    const uint16_t *scale = sh_scales(w, panel);
     const uint8x16_t low = vdupq_n_u8(15), eight = vdupq_n_u8(8);
     for (int l = 0; l < SH_LANES; l += 4) {
         float32x4_t d = vec_f16(scale + run * SH_LANES + l);

@@ -17,7 +17,7 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *
 {
     const uint8x16_t flip = vdupq_n_u8(0x80);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
-    const uint16_t *scale = (const uint16_t *)(part.panel + kp * SH_LANES);
+    const uint16_t *scale = sh_scales(w, part.panel);
     for (int b = part.lo / SH_RUN; b < part.hi / SH_RUN; b++) {
         const uint8_t *q = part.panel + (size_t)b * 512;
         int32x4_t dot[TILE][4];
@@ -47,7 +47,7 @@ SH_INLINE void q4_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *
     const uint8x16_t low = vdupq_n_u8(15);
     const int8x16_t eight = vdupq_n_s8(8);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
-    const uint16_t *scale = (const uint16_t *)(part.panel + kp * (SH_LANES / 2));
+    const uint16_t *scale = sh_scales(w, part.panel);
     for (int b = part.lo / SH_RUN; b < part.hi / SH_RUN; b++) {
         const uint8_t *q = part.panel + (size_t)b * 256;
         int32x4_t dot[TILE][4];
@@ -81,11 +81,11 @@ SH_SUMS(q4_sums, q4_sum, 4)
 
 SH_MATMUL(q8_i8)
 {
-    sh_product(q8_sums, TILE, SH_MATMUL_ARGS);
+    sh_product_sums(q8_sums, TILE, SH_MATMUL_ARGS);
 }
 SH_MATMUL(q4_i8)
 {
-    sh_product(q4_sums, TILE, SH_MATMUL_ARGS);
+    sh_product_sums(q4_sums, TILE, SH_MATMUL_ARGS);
 }
 
 void sh_matmul_i8_neon(sh_kernels *k)

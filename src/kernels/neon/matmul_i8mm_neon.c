@@ -102,7 +102,7 @@ SH_INLINE void sum(const bool q8, float *acc, const sh_mat *w, sh_part part, con
 {
     const size_t bytes = q8 ? 512 : 256; /* of a block */
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice], n_block = kp / SH_RUN;
-    const uint16_t *scale = (const uint16_t *)(part.panel + n_block * bytes);
+    const uint16_t *scale = sh_scales(w, part.panel);
     for (size_t b = (size_t)part.lo / SH_RUN; b < (size_t)part.hi / SH_RUN; b++) {
         const uint8_t *q = part.panel + b * bytes;
         pair_sums dot[PAIRS];
@@ -140,7 +140,7 @@ static sh_matmul_fn *one_q8_0, *one_q4_0; /* for one token: the rows below in th
         if (n_tok == 1)                                                                            \
             one(y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, 1);                     \
         else                                                                                       \
-            sh_product(sums, TILE, SH_MATMUL_ARGS);                                                \
+            sh_product_sums(sums, TILE, SH_MATMUL_ARGS);                                           \
     }
 MATMUL(q8_i8, q8_sums, one_q8_0)
 MATMUL(q4_i8, q4_sums, one_q4_0)
