@@ -27,10 +27,8 @@ SH_INLINE void sh_ask_page(const void *p)
  * multiple of 64. */
 SH_INLINE void sh_ask_for(const void *p, ptrdiff_t ahead, const int n)
 {
-    const char *next = (const char *)p + ahead;
-    __asm__("" : "+r"(next)); /* one address for all */
 #pragma GCC unroll 16
-    for (int i = 0; i < n; i += 64) __builtin_prefetch(next + i);
+    for (int i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + ahead + i);
 #pragma GCC unroll 4
     for (int i = 0; i < n; i += 256) sh_ask_page((const char *)p + i);
 }

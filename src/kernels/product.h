@@ -35,7 +35,7 @@ SH_INLINE void sh_tree_store(float *y, size_t ldy, sh_tree tree, const sh_mat *w
         vec_store_some(y + (size_t)t * ldy + o + l, vec_load(&tree[0][l]), n - l);
 }
 
-/* The padded k's [lo, hi) of a panel; `ahead` bytes from what is read lies what will be. */
+/* The padded k's [lo, hi) of a panel; ahead: bytes from what is read to what will be read soon. */
 typedef struct sh_part {
     const uint8_t *panel;
     int lo, hi;
@@ -83,12 +83,12 @@ SH_INLINE void sh_slice(sh_sum_fn *sum, float acc[][SH_MAX_TILE * SH_LANES], con
     for (int lo = w->kd.kp[slice], hi; lo < end; lo = hi) {
         const uint8_t *panel = w->data + (size_t)p.first * w->panel_bytes;
         hi = p.n == 1 || lo + turn > end ? end : lo + turn;
-        /* to the same panel's next turn, or to its successor */
-        ptrdiff_t on = (ptrdiff_t)(hi < all ? (size_t)(hi - lo) / SH_RUN * run
-                                            : w->panel_bytes - (size_t)lo / SH_RUN * run);
+        /* to the same panel's next turn, or to the beginning of the panel after it */
+        size_t on = hi < all ? (size_t)(hi - lo) / SH_RUN * run
+                             : w->panel_bytes - (size_t)lo / SH_RUN * run;
         for (int i = 0; i < p.n; i++, panel += apart) {
-            ptrdiff_t two = (ptrdiff_t)apart * 2;
-            ptrdiff_t ahead = p.n == 1 ? SH_AHEAD : i + 2 < p.n ? two : on + two - p.n * (two / 2);
+            size_t two = i + 2 < p.n ? 2 * apart : on - (size_t)(p.n - 2) * apart;
+            ptrdiff_t ahead = p.n == 1 ? SH_AHEAD : (ptrdiff_t)two;
             sum(acc[i], w, (sh_part){panel, lo, hi, ahead}, x, ldx, n);
         }
     }
