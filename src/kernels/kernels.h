@@ -66,7 +66,9 @@ typedef struct sh_mat {
 /** Bytes of SH_RUN k's of a panel, without their scales. */
 SH_INLINE size_t sh_run_bytes(sh_dtype dtype)
 {
-    return dtype == SH_Q4_0 ? 256 : dtype == SH_Q8_0 ? 512 : dtype == SH_F32 ? 2048 : 1024;
+    static const size_t bytes[SH_N_DTYPE] = {
+        [SH_F32] = 2048, [SH_F16] = 1024, [SH_BF16] = 1024, [SH_Q8_0] = 512, [SH_Q4_0] = 256};
+    return bytes[dtype];
 }
 /** Where the scales of a panel of quantised weights begin. */
 SH_INLINE const uint16_t *sh_scales(const sh_mat *m, const uint8_t *panel)
