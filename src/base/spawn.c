@@ -27,13 +27,15 @@ sh_err sh_program_path(char *out, size_t cap)
 }
 
 /* Between fork and exec only async-signal-safe calls: the parent may have threads. */
-static void child(const char *program, char *const argv[], int keep_fd, int report, pid_t parent)
+static void child(const char *program, char *const argv[], bool other, int keep_fd, int report,
+                  pid_t parent)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(127); /* it ended before prctl */
     int null = open("/dev/null", O_RDONLY);
     if (null >= 0) dup2(null, STDIN_FILENO);
     signal(SIGINT, SIG_IGN);
+    if (other) setpgid(0, 0);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -48,6 +50,7 @@ static void child(const char *program, char *const argv[], int keep_fd, int repo
 sh_err sh_spawn(pid_t *pid, const char *program, char *const argv[], int keep_fd)
 {
     char own[4096];
+    const bool other = program != NULL;
     int report[2], e = 0;
     *pid = 0;
     if (!program) {
@@ -57,7 +60,7 @@ sh_err sh_spawn(pid_t *pid, const char *program, char *const argv[], int keep_fd
     if (pipe2(report, O_CLOEXEC) != 0)
         return sh_fail(SH_ESYS, "cannot start a process: %s", strerror(errno));
     pid_t parent = getpid(), p = fork();
-    if (p == 0) child(program, argv, keep_fd, report[1], parent);
+    if (p == 0) child(program, argv, other, keep_fd, report[1], parent);
     close(report[1]);
     if (p < 0) {
         close(report[0]);

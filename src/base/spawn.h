@@ -10,9 +10,10 @@
 #include "base/err.h"
 
 /** Starts `program` with argv (NULL-ended). keep_fd stays open in it (-1: none); stdin is
- * /dev/null; SIGINT is ignored there, since the starting process decides what Ctrl-C means. The
- * child is killed when the thread that called this ends. program NULL: the shoal binary, found by
- *  sh_program_path. */
+ * /dev/null; SIGINT is ignored there, since the starting process decides what Ctrl-C means, and
+ * another program, which may think otherwise, has a process group of its own, so that it gets none
+ * from the terminal. The child is killed when the thread that called this ends. program NULL: the
+ * shoal binary, found by sh_program_path. */
 sh_err sh_spawn(pid_t *pid, const char *program, char *const argv[], int keep_fd);
 
 /** Whether the child has ended; then *pid is set to 0 and `how` says how ("was killed by signal

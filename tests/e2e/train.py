@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import tap
@@ -170,7 +171,7 @@ def broken_off(data):
         seconds = time.monotonic() - began
         whole_rows = (folder / "loss.csv").read_text().endswith("\n")
         want = -9 if sig == signal.SIGKILL else 128 + sig
-        tap.ok(begun and process.returncode == want and seconds < 30 * tap.SLOW,
+        tap.ok(begun and process.returncode == want and seconds < 10 * tap.SLOW,
                f"{name}: it had begun and ends with {want}", f"{process.returncode}, {seconds} s: {err}")
         if sig != signal.SIGKILL:
             tap.ok("interrupted after iteration" in err.splitlines()[-1] and "--resume" in err and whole_rows,
@@ -191,6 +192,29 @@ def broken_off(data):
     again = tap.shoal("train", "--resume", "--ckpt", whole, "--dataset", data, "-t", 1)
     tap.ok(again.status == 0 and "already" in again.err, "a run that is done says so", again)
     return whole
+
+
+def ctrl_c_while_drawing(data):
+    """What draws the picture gets no SIGINT from the terminal: gnuplot can hang for it."""
+    folder, bin_dir = tap.TMP / "drawing", tap.TMP / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "gnuplot").write_text(f"""#!{sys.executable}
+import pathlib, signal, time
+def hang(*_):
+    pathlib.Path("{bin_dir}/got").touch()
+    time.sleep(60)
+signal.signal(signal.SIGINT, hang)
+pathlib.Path("{bin_dir}/drawing").touch()
+time.sleep(2)
+""")
+    (bin_dir / "gnuplot").chmod(0o755)
+    process = tap.start("train", "--ckpt", folder, "--dataset", data, *GPT2, *LONG, start_new_session=True,
+                        env=dict(tap.ENV, PATH=f"{bin_dir}:{os.environ['PATH']}"))
+    begun = tap.until((bin_dir / "drawing").exists, 30)
+    os.killpg(process.pid, signal.SIGINT)
+    err = process.communicate(timeout=60 * tap.SLOW)[1].decode()
+    tap.ok(begun and process.returncode == 130 and not (bin_dir / "got").exists(),
+           "Ctrl-C while the picture is drawn: the drawing program does not get it", err)
 
 
 def ends(data):
@@ -287,6 +311,7 @@ def main():
     folder = first_run(data)
     same_bits(data, folder)
     whole = broken_off(data)
+    ctrl_c_while_drawing(data)
     ends(data)
     base = finetune(text)
     not_a_number(data)
