@@ -19,9 +19,9 @@ enum {
  * before threads start; later calls are cheap. */
 unsigned sh_cpu_features(void);
 
-/** Whether it reads memory fastest as several streams, and unasked: AMD's, as measured on Zen 3;
- * those with AVX-512 were not measured. Set by the first call of sh_cpu_features; tests change it.
- */
+/** Whether it reads memory fastest as several streams, and not asked for pages: AMD's, as measured
+ * on Zen 3; those with AVX-512 were not measured. Set by the first call of sh_cpu_features; tests
+ * change it. */
 extern bool sh_cpu_streams;
 
 /** Sets this thread's floating point to what the arithmetic contract demands: round to nearest,

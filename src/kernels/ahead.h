@@ -35,6 +35,7 @@ SH_INLINE void sh_ask_for(const void *p, ptrdiff_t ahead, const int n)
 
 enum { SH_AHEAD = 4096 };
 
+/* The same where memory is read as one stream. */
 SH_INLINE void sh_ask_ahead(const void *p, const int n)
 {
     sh_ask_for(p, SH_AHEAD, n);

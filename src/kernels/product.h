@@ -82,7 +82,7 @@ SH_INLINE void sh_slice(sh_sum_fn *sum, float acc[][SH_MAX_TILE * SH_LANES], con
     for (int i = 0; i < p.n; i++) memset(acc[i], 0, (size_t)n * SH_LANES * sizeof *acc[i]);
     for (int lo = w->kd.kp[slice], hi; lo < end; lo = hi) {
         const uint8_t *panel = w->data + (size_t)p.first * w->panel_bytes;
-        hi = p.n == 1 || lo + turn > end ? end : lo + turn;
+        hi = p.n == 1 ? end : sh_min(lo + turn, end);
         /* to the same panel's next turn, or to the beginning of the panel after it */
         size_t on = hi < all ? (size_t)(hi - lo) / SH_RUN * run
                              : w->panel_bytes - (size_t)lo / SH_RUN * run;
@@ -134,9 +134,9 @@ SH_INLINE void sh_product_sums(sh_sum_fn *sum, int tile, float *y, size_t ldy, c
         }
     for (int t0 = 0; t0 < n_tok; t0 += SH_TOKENS)
         for (int q = p; q < panel_hi; q++) {
-            int end = n_tok - t0 < SH_TOKENS ? n_tok : t0 + SH_TOKENS;
+            int end = sh_min(n_tok, t0 + SH_TOKENS);
             for (int t = t0, n; t < end; t += n) {
-                n = end - t < tile ? end - t : tile;
+                n = sh_min(end - t, tile);
                 sh_tokens(sum, y + (size_t)t * ldy, ldy, w, (sh_panels){q, 1, 1}, slice_lo,
                           slice_hi, xb + (size_t)t * ldx, ldx, n);
             }
