@@ -22,15 +22,15 @@ SH_INLINE __m256i spread_pair(const uint8_t *x, int k)
     return _mm256_set1_epi32(v);
 }
 
-SH_INLINE void bf16_sum(float *acc, sh_part part, const uint8_t *x, size_t ldx, const int n)
+SH_INLINE void bf16_sum(float *acc, sh_turn turn, const uint8_t *x, size_t ldx, const int n)
 {
     __m256 sum[2][2];
     for (int t = 0; t < n; t++)
         for (int h = 0; h < 2; h++) sum[t][h] = _mm256_loadu_ps(acc + t * SH_LANES + h * 8);
-    for (int k = part.lo; k < part.hi; k += SH_RUN) {
-        const uint8_t *p = part.panel + (size_t)k * 32;
+    for (int k = turn.lo; k < turn.hi; k += SH_RUN) {
+        const uint8_t *p = turn.panel + (size_t)k * 32;
         __m256 even[2][2], odd[2][2];
-        sh_ask_for(p, part.ahead, 1024);
+        sh_ask_for(p, turn.ahead, 1024);
         for (int t = 0; t < n; t++)
             even[t][0] = even[t][1] = odd[t][0] = odd[t][1] = _mm256_setzero_ps();
 #pragma GCC unroll 4
@@ -55,14 +55,14 @@ SH_INLINE void bf16_sum(float *acc, sh_part part, const uint8_t *x, size_t ldx, 
     }
 }
 
-static void bf16_sums(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
+static void bf16_sums(float *acc, const sh_mat *w, sh_turn turn, const uint8_t *x, size_t ldx,
                       int n)
 {
     (void)w;
     if (n == 1)
-        bf16_sum(acc, part, x, ldx, 1);
+        bf16_sum(acc, turn, x, ldx, 1);
     else
-        bf16_sum(acc, part, x, ldx, 2);
+        bf16_sum(acc, turn, x, ldx, 2);
 }
 
 /* ---- bf16, many tokens; quantised weights that become bf16 ---- */
@@ -213,7 +213,7 @@ SH_MATMUL(bf16_bf16)
     if (n_tok >= BF16_MANY)
         sh_product_chunks(&bf16_chunks, SH_MATMUL_ARGS);
     else
-        sh_product_sums(bf16_sums, 2, SH_MATMUL_ARGS);
+        sh_product_sums(bf16_sums, NULL, 2, SH_MATMUL_ARGS);
 }
 SH_MATMUL(q8_bf16)
 {

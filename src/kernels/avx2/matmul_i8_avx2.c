@@ -35,43 +35,49 @@ SH_INLINE void add_block(float *acc, __m256i dot, __m256 scale_w, float scale_x)
 
 /* ---- q8_0, few tokens ---- */
 
-SH_INLINE void q8_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
-                      const int n)
+SH_INLINE void q8_sum(float *acc, const sh_mat *w, sh_turn turn, const uint8_t *x, size_t ldx,
+                      const int m, const int n)
 {
     const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8((char)0x80);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
-    const uint8_t *scale = part.panel + kp * SH_LANES;
-    for (int b = part.lo / SH_RUN; b < part.hi / SH_RUN; b++) {
-        const uint8_t *q = part.panel + (size_t)b * 512;
-        __m256i dot[4][2];
-        sh_ask_for(q, part.ahead, 512);
-        sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
+    for (int b = turn.lo / SH_RUN; b < turn.hi / SH_RUN; b++) {
+        const uint8_t *q = turn.panel + (size_t)b * 512;
+        const uint8_t *scale = turn.panel + kp * SH_LANES + (size_t)b * 32;
+        __m256i dot[4][2]; /* of panel i and token t: i * n + t */
+        for (int i = 0; i < m; i++) {
+            sh_ask_for(q + i * turn.apart, turn.ahead, 512);
+            sh_ask_scales(scale + i * turn.apart, w->panel_bytes, b);
+        }
 #pragma GCC unroll 8
-        for (int g = 0; g < 8; g++) {
-            __m256i s0 = _mm256_xor_si256(load(q + g * 64), flip);
-            __m256i s1 = _mm256_xor_si256(load(q + g * 64 + 32), flip);
-            __m256i a0 = _mm256_abs_epi8(s0), a1 = _mm256_abs_epi8(s1);
+        for (int g = 0; g < 8; g++)
+            for (int i = 0; i < m; i++) {
+                const uint8_t *p = q + i * turn.apart + g * 64;
+                __m256i s0 = _mm256_xor_si256(load(p), flip);
+                __m256i s1 = _mm256_xor_si256(load(p + 32), flip);
+                __m256i a0 = _mm256_abs_epi8(s0), a1 = _mm256_abs_epi8(s1);
 #pragma GCC unroll 4
-            for (int t = 0; t < n; t++) {
-                __m256i v = spread4(x + (size_t)t * ldx + b * SH_RUN + g * 4);
-                __m256i v0 = _mm256_maddubs_epi16(a0, _mm256_sign_epi8(v, s0));
-                __m256i v1 = _mm256_maddubs_epi16(a1, _mm256_sign_epi8(v, s1));
-                v0 = _mm256_madd_epi16(v0, ones);
-                v1 = _mm256_madd_epi16(v1, ones);
-                dot[t][0] = g ? pin(_mm256_add_epi32(dot[t][0], v0)) : v0;
-                dot[t][1] = g ? pin(_mm256_add_epi32(dot[t][1], v1)) : v1;
+                for (int t = 0; t < n; t++) {
+                    __m256i v = spread4(x + (size_t)t * ldx + b * SH_RUN + g * 4);
+                    __m256i v0 = _mm256_maddubs_epi16(a0, _mm256_sign_epi8(v, s0));
+                    __m256i v1 = _mm256_maddubs_epi16(a1, _mm256_sign_epi8(v, s1));
+                    __m256i *d = dot[i * n + t];
+                    v0 = _mm256_madd_epi16(v0, ones);
+                    v1 = _mm256_madd_epi16(v1, ones);
+                    d[0] = g ? pin(_mm256_add_epi32(d[0], v0)) : v0;
+                    d[1] = g ? pin(_mm256_add_epi32(d[1], v1)) : v1;
+                }
             }
-        }
-        for (int h = 0; h < 2; h++) {
-            __m256 d = vec_f16((const uint16_t *)scale + b * SH_LANES + h * 8);
-            for (int t = 0; t < n; t++)
-                add_block(acc + t * SH_LANES + h * 8, dot[t][h], d,
-                          ((const float *)(x + (size_t)t * ldx + kp))[b]);
-        }
+        for (int i = 0; i < m; i++)
+            for (int h = 0; h < 2; h++) {
+                __m256 d = vec_f16((const uint16_t *)(scale + i * turn.apart) + h * 8);
+                for (int t = 0; t < n; t++)
+                    add_block(acc + (i * n + t) * SH_LANES + h * 8, dot[i * n + t][h], d,
+                              ((const float *)(x + (size_t)t * ldx + kp))[b]);
+            }
     }
 }
 
-SH_SUMS(q8_sums, q8_sum, 4)
+SH_PANEL_SUMS(q8, q8_sum, 4)
 
 /* ---- q8_0, many tokens ---- */
 
@@ -158,53 +164,60 @@ SH_MATMUL(q8_i8)
     if (n_tok >= Q8_MANY)
         sh_product_chunks(&q8_i8_chunks, SH_MATMUL_ARGS);
     else
-        sh_product_sums(q8_sums, 4, SH_MATMUL_ARGS);
+        sh_product_sums(q8_sums, q8_pair, 4, SH_MATMUL_ARGS);
 }
 
 /* ---- q4_0 ---- */
 
-SH_INLINE void q4_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
-                      const int n)
+SH_INLINE void q4_sum(float *acc, const sh_mat *w, sh_turn turn, const uint8_t *x, size_t ldx,
+                      const int m, const int n)
 {
     const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
-    const uint8_t *scale = part.panel + kp * (SH_LANES / 2);
-    for (int b = part.lo / SH_RUN; b < part.hi / SH_RUN; b++) {
-        const uint8_t *q = part.panel + (size_t)b * 256;
-        __m256i dot[4][2];
-        sh_ask_for(q, part.ahead, 256);
-        sh_ask_scales(scale + (size_t)b * 32, w->panel_bytes, b);
+    for (int b = turn.lo / SH_RUN; b < turn.hi / SH_RUN; b++) {
+        const uint8_t *q = turn.panel + (size_t)b * 256;
+        const uint8_t *scale = turn.panel + kp * (SH_LANES / 2) + (size_t)b * 32;
+        __m256i dot[4][2]; /* of panel i and token t: i * n + t */
+        for (int i = 0; i < m; i++) {
+            sh_ask_for(q + i * turn.apart, turn.ahead, 256);
+            sh_ask_scales(scale + i * turn.apart, w->panel_bytes, b);
+        }
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; g++) {
-            __m256i w0 = load(q + g * 64), w1 = load(q + g * 64 + 32);
+        for (int g = 0; g < 4; g++)
+            for (int i = 0; i < m; i++) {
+                const uint8_t *p = q + i * turn.apart + g * 64;
+                __m256i w0 = load(p), w1 = load(p + 32);
 #pragma GCC unroll 2
-            for (int i = 0; i < 2; i++) { /* the low nibbles, the high ones */
-                __m256i q0 = _mm256_and_si256(i ? _mm256_srli_epi16(w0, 4) : w0, low);
-                __m256i q1 = _mm256_and_si256(i ? _mm256_srli_epi16(w1, 4) : w1, low);
+                for (int high = 0; high < 2; high++) { /* the low nibbles, the high ones */
+                    __m256i q0 = _mm256_and_si256(high ? _mm256_srli_epi16(w0, 4) : w0, low);
+                    __m256i q1 = _mm256_and_si256(high ? _mm256_srli_epi16(w1, 4) : w1, low);
 #pragma GCC unroll 4
-                for (int t = 0; t < n; t++) {
-                    __m256i v = spread4(x + (size_t)t * ldx + b * SH_RUN + i * 16 + g * 4);
-                    __m256i p0 = _mm256_maddubs_epi16(q0, v), p1 = _mm256_maddubs_epi16(q1, v);
-                    dot[t][0] = g + i ? pin(_mm256_add_epi16(dot[t][0], p0)) : p0;
-                    dot[t][1] = g + i ? pin(_mm256_add_epi16(dot[t][1], p1)) : p1;
+                    for (int t = 0; t < n; t++) {
+                        const uint8_t *xb = x + (size_t)t * ldx + b * SH_RUN + high * 16;
+                        __m256i v = spread4(xb + g * 4), *d = dot[i * n + t];
+                        __m256i p0 = _mm256_maddubs_epi16(q0, v), p1 = _mm256_maddubs_epi16(q1, v);
+                        d[0] = g + high ? pin(_mm256_add_epi16(d[0], p0)) : p0;
+                        d[1] = g + high ? pin(_mm256_add_epi16(d[1], p1)) : p1;
+                    }
                 }
             }
-        }
-        __m256 d0 = vec_f16((const uint16_t *)scale + b * SH_LANES);
-        __m256 d1 = vec_f16((const uint16_t *)scale + b * SH_LANES + 8);
-        for (int t = 0; t < n; t++) {
-            const uint8_t *xs = x + (size_t)t * ldx + kp;
-            __m256i eight = _mm256_slli_epi32(spread4(xs + kp / 8 + b * 4), 3);
-            float d = ((const float *)xs)[b];
-            add_block(acc + t * SH_LANES,
-                      _mm256_sub_epi32(_mm256_madd_epi16(dot[t][0], ones), eight), d0, d);
-            add_block(acc + t * SH_LANES + 8,
-                      _mm256_sub_epi32(_mm256_madd_epi16(dot[t][1], ones), eight), d1, d);
+        for (int i = 0; i < m; i++) {
+            const uint16_t *si = (const uint16_t *)(scale + i * turn.apart);
+            __m256 s0 = vec_f16(si), s1 = vec_f16(si + 8);
+            for (int t = 0; t < n; t++) {
+                const uint8_t *xs = x + (size_t)t * ldx + kp;
+                __m256i eight = _mm256_slli_epi32(spread4(xs + kp / 8 + b * 4), 3);
+                __m256i d0 = _mm256_madd_epi16(dot[i * n + t][0], ones);
+                __m256i d1 = _mm256_madd_epi16(dot[i * n + t][1], ones);
+                float *to = acc + (i * n + t) * SH_LANES, scale_x = ((const float *)xs)[b];
+                add_block(to, _mm256_sub_epi32(d0, eight), s0, scale_x);
+                add_block(to + 8, _mm256_sub_epi32(d1, eight), s1, scale_x);
+            }
         }
     }
 }
 
-SH_SUMS(q4_sums, q4_sum, 4)
+SH_PANEL_SUMS(q4, q4_sum, 4)
 
 typedef struct q4_w {
     _Alignas(64) uint8_t q[8][2][32]; /* four k's, half a panel, 8 x 4; 0 to 15 */
@@ -278,7 +291,7 @@ SH_MATMUL(q4_i8)
     if (n_tok >= Q4_MANY)
         sh_product_chunks(&q4_i8_chunks, SH_MATMUL_ARGS);
     else
-        sh_product_sums(q4_sums, 4, SH_MATMUL_ARGS);
+        sh_product_sums(q4_sums, q4_pair, 4, SH_MATMUL_ARGS);
 }
 
 void sh_matmul_i8_avx2(sh_kernels *k)

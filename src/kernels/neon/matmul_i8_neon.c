@@ -12,16 +12,16 @@ SH_INLINE int8x16_t spread4(const uint8_t *p)
     return vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(const void *)p));
 }
 
-SH_INLINE void q8_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
+SH_INLINE void q8_sum(float *acc, const sh_mat *w, sh_turn turn, const uint8_t *x, size_t ldx,
                       const int n)
 {
     const uint8x16_t flip = vdupq_n_u8(0x80);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
-    const uint16_t *scale = sh_scales(w, part.panel);
-    for (int b = part.lo / SH_RUN; b < part.hi / SH_RUN; b++) {
-        const uint8_t *q = part.panel + (size_t)b * 512;
+    const uint16_t *scale = sh_scales(w, turn.panel);
+    for (int b = turn.lo / SH_RUN; b < turn.hi / SH_RUN; b++) {
+        const uint8_t *q = turn.panel + (size_t)b * 512;
         int32x4_t dot[TILE][4];
-        sh_ask_for(q, part.ahead, 512);
+        sh_ask_for(q, turn.ahead, 512);
         sh_ask_scales(scale + b * SH_LANES, w->panel_bytes, b);
         for (int t = 0; t < n; t++)
             for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);
@@ -41,17 +41,17 @@ SH_INLINE void q8_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *
     }
 }
 
-SH_INLINE void q4_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
+SH_INLINE void q4_sum(float *acc, const sh_mat *w, sh_turn turn, const uint8_t *x, size_t ldx,
                       const int n)
 {
     const uint8x16_t low = vdupq_n_u8(15);
     const int8x16_t eight = vdupq_n_s8(8);
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice];
-    const uint16_t *scale = sh_scales(w, part.panel);
-    for (int b = part.lo / SH_RUN; b < part.hi / SH_RUN; b++) {
-        const uint8_t *q = part.panel + (size_t)b * 256;
+    const uint16_t *scale = sh_scales(w, turn.panel);
+    for (int b = turn.lo / SH_RUN; b < turn.hi / SH_RUN; b++) {
+        const uint8_t *q = turn.panel + (size_t)b * 256;
         int32x4_t dot[TILE][4];
-        sh_ask_for(q, part.ahead, 256);
+        sh_ask_for(q, turn.ahead, 256);
         sh_ask_scales(scale + b * SH_LANES, w->panel_bytes, b);
         for (int t = 0; t < n; t++)
             for (int i = 0; i < 4; i++) dot[t][i] = vdupq_n_s32(0);
@@ -81,11 +81,11 @@ SH_SUMS(q4_sums, q4_sum, 4)
 
 SH_MATMUL(q8_i8)
 {
-    sh_product_sums(q8_sums, TILE, SH_MATMUL_ARGS);
+    sh_product_sums(q8_sums, NULL, TILE, SH_MATMUL_ARGS);
 }
 SH_MATMUL(q4_i8)
 {
-    sh_product_sums(q4_sums, TILE, SH_MATMUL_ARGS);
+    sh_product_sums(q4_sums, NULL, TILE, SH_MATMUL_ARGS);
 }
 
 void sh_matmul_i8_neon(sh_kernels *k)

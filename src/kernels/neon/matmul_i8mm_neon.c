@@ -97,16 +97,16 @@ SH_INLINE void q4_block(pair_sums *dot, const uint8_t *q, const uint8_t *x, size
 }
 
 /* q8: of q8_0, else of q4_0 */
-SH_INLINE void sum(const bool q8, float *acc, const sh_mat *w, sh_part part, const uint8_t *x,
+SH_INLINE void sum(const bool q8, float *acc, const sh_mat *w, sh_turn turn, const uint8_t *x,
                    size_t ldx, const int n)
 {
     const size_t bytes = q8 ? 512 : 256; /* of a block */
     size_t kp = (size_t)w->kd.kp[w->kd.n_slice], n_block = kp / SH_RUN;
-    const uint16_t *scale = sh_scales(w, part.panel);
-    for (size_t b = (size_t)part.lo / SH_RUN; b < (size_t)part.hi / SH_RUN; b++) {
-        const uint8_t *q = part.panel + b * bytes;
+    const uint16_t *scale = sh_scales(w, turn.panel);
+    for (size_t b = (size_t)turn.lo / SH_RUN; b < (size_t)turn.hi / SH_RUN; b++) {
+        const uint8_t *q = turn.panel + b * bytes;
         pair_sums dot[PAIRS];
-        sh_ask_for(q, part.ahead, q8 ? 512 : 256);
+        sh_ask_for(q, turn.ahead, q8 ? 512 : 256);
         sh_ask_scales(scale + b * SH_LANES, w->panel_bytes, (int)b);
         for (int t = 0; t < n; t += 2)
             begin(dot[t / 2], token(x, ldx, n, t), token(x, ldx, n, t + 1),
@@ -119,15 +119,15 @@ SH_INLINE void sum(const bool q8, float *acc, const sh_mat *w, sh_part part, con
     }
 }
 
-SH_INLINE void q8_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
+SH_INLINE void q8_sum(float *acc, const sh_mat *w, sh_turn turn, const uint8_t *x, size_t ldx,
                       const int n)
 {
-    sum(true, acc, w, part, x, ldx, n);
+    sum(true, acc, w, turn, x, ldx, n);
 }
-SH_INLINE void q4_sum(float *acc, const sh_mat *w, sh_part part, const uint8_t *x, size_t ldx,
+SH_INLINE void q4_sum(float *acc, const sh_mat *w, sh_turn turn, const uint8_t *x, size_t ldx,
                       const int n)
 {
-    sum(false, acc, w, part, x, ldx, n);
+    sum(false, acc, w, turn, x, ldx, n);
 }
 SH_SUMS(q8_sums, q8_sum, TILE)
 SH_SUMS(q4_sums, q4_sum, TILE)
@@ -140,7 +140,7 @@ static sh_matmul_fn *one_q8_0, *one_q4_0; /* for one token: the rows below in th
         if (n_tok == 1)                                                                            \
             one(y, ldy, w, panel_lo, panel_hi, slice_lo, slice_hi, x, ldx, 1);                     \
         else                                                                                       \
-            sh_product_sums(sums, TILE, SH_MATMUL_ARGS);                                           \
+            sh_product_sums(sums, NULL, TILE, SH_MATMUL_ARGS);                                     \
     }
 MATMUL(q8_i8, q8_sums, one_q8_0)
 MATMUL(q4_i8, q4_sums, one_q4_0)
