@@ -151,7 +151,7 @@ SH_INLINE void multiply_add(__m256 *acc, __m256 w, __m256 v)
 SH_INLINE void add_k(__m256 sum[][2], const float *w, const float *x, const int n)
 {
     __m256 w0 = _mm256_load_ps(w), w1 = _mm256_load_ps(w + 8);
-#pragma GCC unroll 6
+#pragma GCC unroll 3
     for (int t = 0; t < n; t++) {
         __m256 v = _mm256_broadcast_ss(x + t * 4);
         multiply_add(&sum[t][0], w0, v);
@@ -159,44 +159,52 @@ SH_INLINE void add_k(__m256 sum[][2], const float *w, const float *x, const int 
     }
 }
 
-/* The chains of n_k even or odd k's: kept = sum, or acc += kept + sum for the odd ones, which end
- * the run. acc, kept: a row of lda and of SH_LANES for each of n tokens. */
-SH_INLINE void chains(float *acc, size_t lda, float *kept, sh_run_w w, run_x x, const bool odd,
-                      int n_k, const int n)
+/* acc (n, lda) += the first n_k k's of a run for n tokens, 3 at most: so the sums of even and of
+ * odd k's have registers. x: the tokens' first even and odd k's. */
+SH_INLINE void run_part(float *acc, size_t lda, sh_run_w w, const float *even_x, const float *odd_x,
+                        int n_k, const int n)
 {
-    const float *wi = w[odd][0], *xi = x[odd][0][0];
-    __m256 sum[SH_TILE][2];
-    int i = 0;
-#pragma GCC unroll 6
-    for (int t = 0; t < n; t++) sum[t][0] = sum[t][1] = _mm256_setzero_ps();
-    for (; i + 4 <= n_k; i += 4, wi += 4 * SH_LANES, xi += 4 * SH_TILE) {
-        add_k(sum, wi, xi, n);
-        add_k(sum, wi + SH_LANES, xi + 1, n);
-        add_k(sum, wi + 2 * SH_LANES, xi + 2, n);
-        add_k(sum, wi + 3 * SH_LANES, xi + 3, n);
+    /* Amid four k's, and each a pointer by itself: so what instructions add to them is one byte. */
+    const float *even_w = w[0][2], *odd_w = w[1][2];
+    __m256 even[3][2], odd[3][2];
+    int k = 0;
+#pragma GCC unroll 3
+    for (int t = 0; t < n; t++)
+        even[t][0] = even[t][1] = odd[t][0] = odd[t][1] = _mm256_setzero_ps();
+    for (; k + 8 <= n_k; k += 8) {
+        __asm__("" : "+r"(even_w), "+r"(odd_w), "+r"(even_x), "+r"(odd_x));
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            add_k(even, even_w + (i - 2) * SH_LANES, even_x + i, n);
+            add_k(odd, odd_w + (i - 2) * SH_LANES, odd_x + i, n);
+        }
+        even_w += 4 * SH_LANES, odd_w += 4 * SH_LANES;
+        even_x += 4 * SH_TILE, odd_x += 4 * SH_TILE;
     }
-    for (; i < n_k; i++, wi += SH_LANES, xi++) add_k(sum, wi, xi, n);
-#pragma GCC unroll 6
+    for (; k < n_k; k += 2) {
+        add_k(even, even_w - 2 * SH_LANES, even_x++, n);
+        if (k + 1 < n_k) add_k(odd, odd_w - 2 * SH_LANES, odd_x++, n);
+        even_w += SH_LANES, odd_w += SH_LANES;
+    }
+#pragma GCC unroll 3
     for (int t = 0; t < n; t++)
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
-            float *a = acc + (size_t)t * lda + h * 8, *e = kept + t * SH_LANES + h * 8;
-            if (odd)
-                _mm256_storeu_ps(a, _mm256_add_ps(_mm256_loadu_ps(a),
-                                                  _mm256_add_ps(_mm256_loadu_ps(e), sum[t][h])));
-            else
-                _mm256_storeu_ps(e, sum[t][h]);
+            float *a = acc + (size_t)t * lda + h * 8;
+            __m256 sum = _mm256_add_ps(even[t][h], odd[t][h]);
+            _mm256_storeu_ps(a, _mm256_add_ps(_mm256_loadu_ps(a), sum));
         }
-    /* What is in memory stays there: the registers are for the sums of one kind. */
-    __asm__ volatile("" ::"r"(kept), "r"(acc) : "memory");
+    /* What is in memory stays there: the registers are for the sums of a run. */
+    __asm__ volatile("" ::"r"(acc) : "memory");
 }
 
 /* acc (n, lda) += the first n_k k's of a run. */
 SH_INLINE void run_tile(float *acc, size_t lda, sh_run_w w, run_x x, int n_k, const int n)
 {
-    float kept[SH_TILE * SH_LANES];
-    chains(acc, lda, kept, w, x, false, (n_k + 1) / 2, n);
-    chains(acc, lda, kept, w, x, true, n_k / 2, n);
+    const int some = n > 3 ? (n + 1) / 2 : n;
+    run_part(acc, lda, w, x[0][0][0], x[1][0][0], n_k, some);
+    if (n > some)
+        run_part(acc + (size_t)some * lda, lda, w, x[0][0][some], x[1][0][some], n_k, n - some);
 }
 
 SH_TILE_SUMS(whole_runs, run_tile(acc, SH_LANES, ((sh_run_w *)w)[i], ((run_x *)x)[i], SH_RUN, n))
