@@ -2,21 +2,21 @@
  * takes numbers too small to be normal for zero, so the common source rounds those. */
 #include "kernels/amx/amx.h"
 
-#define WORDS_PAIR(even, odd) pair_native(even, odd)
-typedef uint32_t sh_words __attribute__((vector_size(64)));
-SH_INLINE sh_words pair_native(sh_words even, sh_words odd);
-SH_INLINE void store_far(void *y, sh_words v);
-#define WORDS_STORE_FAR(y, v) store_far(y, v)
-#define WORDS_TRANSPOSE       SH_INLINE /* 16 of 32 registers */
-#include "kernels/operands.h"
-
-SH_INLINE void store_far(void *y, sh_words v)
+/* A line past the caches. */
+SH_INLINE void store_far(void *y, __m512i v)
 {
     if ((uintptr_t)y % 64 == 0)
-        _mm512_stream_si512(y, (__m512i)v);
+        _mm512_stream_si512(y, v);
     else
-        words_store(y, v);
+        _mm512_storeu_si512(y, v);
 }
+
+SH_INLINE __m512i pair_native(__m512i even, __m512i odd);
+#define WORDS                 16
+#define WORDS_PAIR(even, odd) ((words_vector)pair_native((__m512i)(even), (__m512i)(odd)))
+#define WORDS_STORE_FAR(y, w) store_far(y, (__m512i)(w).v[0])
+#define WORDS_TRANSPOSE       SH_INLINE /* 16 of 32 registers */
+#include "kernels/operands.h"
 
 /* The lanes that hold a denormal number: of the class of zeros (denormal ones are in it or not, as
  * the thread's mode is), but not zero. */
@@ -31,11 +31,12 @@ SH_INLINE bool any_tiny(__m512 a, __m512 b)
     return (tiny(a) | tiny(b)) != 0;
 }
 
-SH_INLINE sh_words pair_native(sh_words even, sh_words odd)
+SH_INLINE __m512i pair_native(__m512i even, __m512i odd)
 {
-    __m512 e = _mm512_castsi512_ps((__m512i)even), o = _mm512_castsi512_ps((__m512i)odd);
-    if (__builtin_expect(any_tiny(e, o), false)) return words_pair(even, odd);
-    sh_words v;
+    __m512 e = _mm512_castsi512_ps(even), o = _mm512_castsi512_ps(odd);
+    if (__builtin_expect(any_tiny(e, o), false))
+        return (__m512i)words_pair((words_vector)even, (words_vector)odd);
+    __m512i v;
     pair_row(&v, e, o);
     return v;
 }
