@@ -160,7 +160,7 @@ SH_INLINE void add_k(__m256 sum[][2], const float *w, const float *x, const int 
 }
 
 /* acc (n, lda) += the first n_k k's of a run for n tokens, 3 at most: so the sums of even and of
- * odd k's have registers. x: the tokens' first even and odd k's. */
+ * odd k's have registers. even_x, odd_x: the tokens' first even and odd k's. */
 SH_INLINE void run_part(float *acc, size_t lda, sh_run_w w, const float *even_x, const float *odd_x,
                         int n_k, const int n)
 {
