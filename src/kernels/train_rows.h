@@ -11,6 +11,10 @@
 
 #include "kernels/kernels.h"
 
+#ifndef LANES_WIDTH
+#define LANES_WIDTH 4 /* values of a vector of the instruction set: 4, 8 or 16 */
+#endif
+
 typedef float lanes __attribute__((vector_size(64)));
 typedef int32_t lane_bits __attribute__((vector_size(64)));
 typedef uint32_t lane_words __attribute__((vector_size(64)));
@@ -36,6 +40,22 @@ SH_INLINE lanes lanes_all(float a)
 {
     return (lanes){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a};
 }
+
+/* a < b. gcc 12 makes scalars of comparisons that are wider than the instruction set's. */
+SH_INLINE lane_bits lanes_less(lanes a, lanes b)
+{
+    typedef float narrow __attribute__((vector_size(LANES_WIDTH * 4)));
+    typedef int32_t narrow_bits __attribute__((vector_size(LANES_WIDTH * 4)));
+    lane_bits less;
+    for (int i = 0; i < SH_LANES / LANES_WIDTH; i++) {
+        narrow x, y;
+        memcpy(&x, (const narrow *)&a + i, sizeof x);
+        memcpy(&y, (const narrow *)&b + i, sizeof y);
+        narrow_bits mask = x < y;
+        memcpy((narrow_bits *)&less + i, &mask, sizeof mask);
+    }
+    return less;
+}
 SH_INLINE lanes lanes_pick(lane_bits mask, lanes a, lanes b)
 {
     return (lanes)((mask & (lane_bits)a) | (~mask & (lane_bits)b));
@@ -48,8 +68,8 @@ SH_INLINE lanes lanes_where(lane_bits mask, lanes a)
 /* Between lo and hi, or NaN. */
 SH_INLINE lanes lanes_clamp(lanes v, float lo, float hi)
 {
-    v = lanes_pick(v < lo, lanes_all(lo), v);
-    return lanes_pick(v > hi, lanes_all(hi), v);
+    v = lanes_pick(lanes_less(v, lanes_all(lo)), lanes_all(lo), v);
+    return lanes_pick(lanes_less(lanes_all(hi), v), lanes_all(hi), v);
 }
 
 /* Lanes added in halves: 8, 4, 2, 1. */
@@ -191,7 +211,7 @@ SH_INLINE void gelu_step(float *y, float *dx, const float *d, const float *x, si
     lanes w = v * v * SH_GELU_3;
     lanes s = 1.0f / (1.0f + lanes_exp(-(v * (w + SH_GELU_1)))), vs = v * s;
     lanes slope = s + vs * (1.0f - s) * (w * 3.0f + SH_GELU_1);
-    lanes_store(y, lanes_pick(far > 8.0f, far, vs), n);
+    lanes_store(y, lanes_pick(lanes_less(lanes_all(8), far), far, vs), n);
     lanes_store(dx, lanes_load(d, n) * slope, n);
 }
 
@@ -207,7 +227,8 @@ SH_INLINE void silu_mul_step(float *y, float *dg, float *du, const float *d, con
 {
     lanes e = lanes_load(d, n), w = lanes_load(u, n);
     lanes far = lanes_load(g, n), v = lanes_clamp(far, -60, 60);
-    lanes s = 1.0f / (1.0f + lanes_exp(-v)), vs = lanes_pick(far > 60.0f, far, v * s);
+    lanes s = 1.0f / (1.0f + lanes_exp(-v)),
+          vs = lanes_pick(lanes_less(lanes_all(60), far), far, v * s);
     lanes_store(y, vs * w, n);
     lanes_store(dg, e * w * (s + v * s * (1.0f - s)), n);
     lanes_store(du, e * vs, n);
@@ -227,7 +248,7 @@ static void silu_mul_back(float *y, float *dg, float *du, const float *d, const 
 SH_INLINE void attend_step(float *s, float *d, float max, float inv_sum, float mean, size_t n)
 {
     lanes x = lanes_load(s, n) - max;
-    lanes p = lanes_where(~(x < -87.0f), lanes_exp(x)) * inv_sum;
+    lanes p = lanes_where(~lanes_less(x, lanes_all(-87)), lanes_exp(x)) * inv_sum;
     lanes_store(s, p, n);
     lanes_store(d, p * (lanes_load(d, n) - mean), n);
 }
@@ -244,12 +265,12 @@ static void attend_back(float *s, float *d, int n_, float max, float inv_sum, fl
 SH_INLINE lanes softmax_step(const float *x, float max, size_t n)
 {
     lanes v = lanes_load(x, n) - max;
-    return lanes_where(~(v < -87.0f), lanes_exp(v));
+    return lanes_where(~lanes_less(v, lanes_all(-87)), lanes_exp(v));
 }
 
 SH_INLINE lanes lanes_max(lanes a, lanes b)
 {
-    return lanes_pick(b > a, b, a);
+    return lanes_pick(lanes_less(a, b), b, a);
 }
 
 static float max_of(const float *x, size_t n)
