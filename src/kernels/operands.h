@@ -1,6 +1,7 @@
 /* Float32 matrices as operands of products, for training: one source for every instruction set,
  * without arithmetic but the rounding to bf16, in integers. A file of each instruction set includes
- * this one and puts the rows into the table. */
+ * this one, where VEC is the number of words in a vector of the set (4, 8 or 16), and puts the rows
+ * into the table. */
 #ifndef SH_KERNELS_OPERANDS_H
 #define SH_KERNELS_OPERANDS_H
 
@@ -8,12 +9,9 @@
 
 #include "kernels/kernels.h"
 
-#ifndef WORDS
-#define WORDS 4 /* of a vector of the instruction set: 4, 8 or 16 */
-#endif
-enum { WORDS_VECTORS = SH_LANES / WORDS };
-typedef uint32_t words_vector __attribute__((vector_size(WORDS * 4)));
-typedef int32_t words_signed __attribute__((vector_size(WORDS * 4)));
+enum { WORDS_VECTORS = SH_LANES / VEC };
+typedef uint32_t words_vector __attribute__((vector_size(VEC * 4)));
+typedef int32_t words_signed __attribute__((vector_size(VEC * 4)));
 
 /* A line of 16 words. */
 typedef struct sh_words {
@@ -25,7 +23,7 @@ SH_INLINE sh_words words_load(const float *x, int n)
 {
     sh_words w = {0};
     if (n == SH_LANES)
-        for (int i = 0; i < WORDS_VECTORS; i++) memcpy(&w.v[i], x + i * WORDS, sizeof w.v[i]);
+        for (int i = 0; i < WORDS_VECTORS; i++) memcpy(&w.v[i], x + i * VEC, sizeof w.v[i]);
     else
         memcpy(&w, x, (size_t)n * sizeof *x);
     return w;
@@ -33,8 +31,7 @@ SH_INLINE sh_words words_load(const float *x, int n)
 
 SH_INLINE void words_store(void *y, sh_words w)
 {
-    for (int i = 0; i < WORDS_VECTORS; i++)
-        memcpy((uint32_t *)y + i * WORDS, &w.v[i], sizeof w.v[i]);
+    for (int i = 0; i < WORDS_VECTORS; i++) memcpy((uint32_t *)y + i * VEC, &w.v[i], sizeof w.v[i]);
 }
 
 /* A line of an operand that is read much later; an instruction set may write it past the caches,
@@ -69,14 +66,14 @@ SH_INLINE words_vector words_pair(words_vector even, words_vector odd)
 
 /* Of two vectors: the even words, the odd ones; and for a transposition, what becomes of them when
  * their blocks of 1, 2, 4 or 8 words off the diagonal are exchanged. */
-#if WORDS == 4
+#if VEC == 4
 #define EVEN 0, 2, 4, 6
 #define ODD  1, 3, 5, 7
 #define LO1  0, 4, 2, 6
 #define HI1  1, 5, 3, 7
 #define LO2  0, 1, 4, 5
 #define HI2  2, 3, 6, 7
-#elif WORDS == 8
+#elif VEC == 8
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD  1, 3, 5, 7, 9, 11, 13, 15
 #define LO1  0, 8, 2, 10, 4, 12, 6, 14
@@ -113,9 +110,9 @@ SH_INLINE words_vector words_pair(words_vector even, words_vector odd)
     for (int i = 0; i < SH_LANES; i++) {                                                           \
         if (i & (step)) continue;                                                                  \
         for (int j = 0; j < WORDS_VECTORS; j++) {                                                  \
-            if (j & ((step) / WORDS)) continue;                                                    \
-            words_vector a = (w)[i].v[j + (step) / WORDS];                                         \
-            (w)[i].v[j + (step) / WORDS] = (w)[i + (step)].v[j];                                   \
+            if (j & ((step) / VEC)) continue;                                                      \
+            words_vector a = (w)[i].v[j + (step) / VEC];                                           \
+            (w)[i].v[j + (step) / VEC] = (w)[i + (step)].v[j];                                     \
             (w)[i + (step)].v[j] = a;                                                              \
         }                                                                                          \
     }
@@ -128,12 +125,12 @@ WORDS_TRANSPOSE void words_transpose(sh_words w[SH_LANES])
 {
     _Pragma("GCC unroll 16") STEP(w, 1, LO1, HI1);
     _Pragma("GCC unroll 16") STEP(w, 2, LO2, HI2);
-#if WORDS == 4
+#if VEC == 4
     _Pragma("GCC unroll 16") STEP_VECTORS(w, 4);
 #else
     _Pragma("GCC unroll 16") STEP(w, 4, LO4, HI4);
 #endif
-#if WORDS == 16
+#if VEC == 16
     _Pragma("GCC unroll 16") STEP(w, 8, LO8, HI8);
 #else
     _Pragma("GCC unroll 16") STEP_VECTORS(w, 8);
@@ -254,7 +251,7 @@ SH_INLINE void spread_tile(const sh_spread *to, const float *x, size_t ldx, int 
                          pairs_of_row(x + (size_t)r * ldx, n_col), far);
     for (int c = 0; (to->cols || to->right) && c < n_col; c += SH_LANES) {
         sh_words v[SH_LANES];
-        int n = n_col == SH_RUN || n_col - c >= SH_LANES ? SH_LANES : n_col - c;
+        int n = n_col - c < SH_LANES ? n_col - c : SH_LANES;
         pairs_of_columns(v, x + c, ldx, n, n_row);
         size_t panel = (size_t)((col + c) / SH_LANES) * to->panel_bytes;
         for (int i = 0; to->right && i < SH_LANES; i++)

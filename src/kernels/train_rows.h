@@ -11,10 +11,6 @@
 
 #include "kernels/kernels.h"
 
-#ifndef LANES_WIDTH
-#define LANES_WIDTH 4 /* values of a vector of the instruction set: 4, 8 or 16 */
-#endif
-
 typedef float lanes __attribute__((vector_size(64)));
 typedef int32_t lane_bits __attribute__((vector_size(64)));
 typedef uint32_t lane_words __attribute__((vector_size(64)));
@@ -41,13 +37,13 @@ SH_INLINE lanes lanes_all(float a)
     return (lanes){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a};
 }
 
-/* a < b. gcc 12 makes scalars of comparisons that are wider than the instruction set's. */
+/* a < b. gcc 12 makes scalars of comparisons that are wider than the instruction set's VEC. */
 SH_INLINE lane_bits lanes_less(lanes a, lanes b)
 {
-    typedef float narrow __attribute__((vector_size(LANES_WIDTH * 4)));
-    typedef int32_t narrow_bits __attribute__((vector_size(LANES_WIDTH * 4)));
+    typedef float narrow __attribute__((vector_size(VEC * 4)));
+    typedef int32_t narrow_bits __attribute__((vector_size(VEC * 4)));
     lane_bits less;
-    for (int i = 0; i < SH_LANES / LANES_WIDTH; i++) {
+    for (int i = 0; i < SH_LANES / VEC; i++) {
         narrow x, y;
         memcpy(&x, (const narrow *)&a + i, sizeof x);
         memcpy(&y, (const narrow *)&b + i, sizeof y);

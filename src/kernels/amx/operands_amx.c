@@ -12,7 +12,7 @@ SH_INLINE void store_far(void *y, __m512i v)
 }
 
 SH_INLINE __m512i pair_native(__m512i even, __m512i odd);
-#define WORDS                 16
+#define VEC                   16
 #define WORDS_PAIR(even, odd) ((words_vector)pair_native((__m512i)(even), (__m512i)(odd)))
 #define WORDS_STORE_FAR(y, w) store_far(y, (__m512i)(w).v[0])
 #define WORDS_TRANSPOSE       SH_INLINE /* 16 of 32 registers */

@@ -1,7 +1,5 @@
 /* Operands of training: the common source with this instruction set's vectors. */
 #include "kernels/avx2/avx2.h"
-
-#define WORDS 8
 #include "kernels/operands.h"
 
 void sh_operands_avx2(sh_kernels *k)

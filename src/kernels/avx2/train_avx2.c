@@ -1,7 +1,5 @@
 /* The rows of training: the common source with this instruction set's vectors. */
 #include "kernels/avx2/avx2.h"
-
-#define LANES_WIDTH 8
 #include "kernels/train_rows.h"
 
 void sh_train_avx2(sh_kernels *k)

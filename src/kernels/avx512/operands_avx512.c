@@ -1,7 +1,6 @@
 /* Operands of training: the common source with this instruction set's vectors. */
 #include "kernels/avx512/avx512.h"
 
-#define WORDS           16
 #define WORDS_TRANSPOSE SH_INLINE /* 16 of 32 registers */
 #include "kernels/operands.h"
 

@@ -4,6 +4,8 @@
 
 #include "kernels/kernels.h"
 
+#define VEC 4 /* floats of a vector that every x86-64 and ARM64 has */
+
 void sh_matmul_c(sh_kernels *k);
 void sh_vector_c(sh_kernels *k);
 void sh_attention_c(sh_kernels *k);
