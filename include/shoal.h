@@ -141,9 +141,10 @@ typedef enum shoal_finish {
 const char *shoal_finish_name(shoal_finish f);
 
 typedef enum shoal_event_kind {
-    SHOAL_IDLE,  /* nothing is queued or under way */
-    SHOAL_TOKEN, /* a sample has a new token */
-    SHOAL_END,   /* a sample has ended */
+    SHOAL_IDLE,   /* nothing is queued or under way */
+    SHOAL_TOKEN,  /* a sample has a new token */
+    SHOAL_END,    /* a sample has ended */
+    SHOAL_PROMPT, /* a step has read more of a sample's prompt, but not its end */
 } shoal_event_kind;
 
 typedef struct shoal_event {
@@ -158,7 +159,8 @@ typedef struct shoal_event {
     shoal_finish finish;    /* SHOAL_END, as all below */
     const uint32_t *tokens; /* the sample's n_token tokens, without the one that ended the text;
                                valid until the next shoal_next */
-    size_t n_token, n_prompt;
+    size_t n_token;
+    size_t n_prompt;      /* tokens of the prompt; SHOAL_PROMPT: those that are read */
     double first_s;       /* from submit to the sample's first token */
     double decode_s;      /* from its first token to its last */
     uint64_t logits_hash; /* of the bits of the last logits it sampled from */

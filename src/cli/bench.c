@@ -127,30 +127,27 @@ static sh_err drain(bench *b)
     return SH_OK;
 }
 
-/* Seconds to read a prompt of n tokens and sample one. */
-static sh_err time_prompt(bench *b, double *seconds, int n)
+/* Times the tokens after the first `depth` ones of a prompt, and sampling one. A step that reads
+ * tokens of both kinds counts in proportion. */
+static sh_err run_prompt(bench *b, sh_bench_row *r, double *tps)
 {
-    shoal_event e;
+    double t = now_s(), start = t;
+    int n_read = 0, all = r->depth + r->n;
     uint64_t id;
-    *seconds = 0;
-    if (n == 0) return SH_OK;
-    SH_TRY(submit(b, &id, (size_t)n, 1));
+    shoal_event e;
+    r->positions = r->depth + (r->n + 1) / 2.0;
+    SH_TRY(submit(b, &id, (size_t)all, 1));
     for (;;) {
         SH_TRY((sh_err)shoal_next(b->engine, &e));
         if (e.kind == SHOAL_IDLE) return SH_OK;
-        if (e.kind == SHOAL_END) *seconds = e.first_s;
+        if (e.kind == SHOAL_END) continue;
+        double last = t;
+        int before = n_read;
+        t = now_s();
+        n_read = e.kind == SHOAL_PROMPT ? (int)e.n_prompt : all;
+        if (before <= r->depth) start = last + (t - last) * (r->depth - before) / (n_read - before);
+        if (e.kind == SHOAL_TOKEN) *tps = r->n / (t - start);
     }
-}
-
-/* At a depth: what the prompt takes beyond what its first `depth` tokens alone take. */
-static sh_err run_prompt(bench *b, sh_bench_row *r, double *tps)
-{
-    double before, all;
-    SH_TRY(time_prompt(b, &before, r->depth));
-    SH_TRY(time_prompt(b, &all, r->depth + r->n));
-    *tps = all > before ? r->n / (all - before) : 0;
-    r->positions = r->depth + (r->n + 1) / 2.0;
-    return SH_OK;
 }
 
 /* Steps that other sequences' prompts take at most while one decodes already. */
@@ -217,7 +214,7 @@ static sh_err measure(bench *b)
 static sh_err run_row(bench *b, sh_bench_row *r)
 {
     char name[32];
-    double tps;
+    double tps = 0;
     sh_bench_name(name, r);
     for (int i = -1; i < b->opt->repeat; i++) { /* the first is a warm-up */
         if (b->terminal)

@@ -532,15 +532,23 @@ static sh_err admit(shoal *s)
     return SH_OK;
 }
 
-/* The logits of a microbatch's sequences are in s->logits, in order. */
+/* The logits of those sequences of a microbatch that have some are in s->logits, in order. */
 static sh_err take_logits(shoal *s, const sh_flight *f)
 {
     size_t n_vocab = (size_t)s->sampler.n_vocab;
     float *logits = s->logits;
     for (uint32_t i = 0; i < f->step.n_seq; i++) {
-        if (!f->step.seq[i].logits) continue;
+        const sh_step_seq *part = &f->step.seq[i];
         sh_sequence *q = f->seq[i];
         sh_request *r = q->req;
+        if (!part->logits) {
+            shoal_event e = {.kind = SHOAL_PROMPT,
+                             .request = r->id,
+                             .sample = q->sample,
+                             .n_prompt = part->pos + part->n_tok};
+            if (!q->done) SH_TRY(push_event(s, &e));
+            continue;
+        }
         if (!q->done) {
             if (q->n_tok == q->n_prompt && r->n_ref > 1 &&
                 !r->logits) { /* others may start from them */

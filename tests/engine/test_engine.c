@@ -32,7 +32,7 @@ static char model[] = "/tmp/shoal-engine-XXXXXX";
 typedef struct result {
     uint32_t token[N_CTX];
     char text[N_CTX * 32];
-    size_t n_token, n_text, n_prompt;
+    size_t n_token, n_text, n_prompt, n_read;
     bool ended;
     shoal_finish finish;
     uint64_t hash;
@@ -96,6 +96,12 @@ static bool take(shoal *s, results *all, shoal_event *e)
     if (e->kind == SHOAL_IDLE) return false;
     result *r = find(all, e);
     assert_false(r->ended); /* nothing follows the end */
+    if (e->kind == SHOAL_PROMPT) {
+        assert_true(e->n_prompt > r->n_read); /* it grows */
+        assert_int_equal(r->n_token, 0);      /* and no token comes before all is read */
+        r->n_read = e->n_prompt;
+        return true;
+    }
     assert_true(r->n_text + e->n_text < sizeof r->text);
     memcpy(r->text + r->n_text, e->text, e->n_text);
     r->n_text += e->n_text;
@@ -108,6 +114,7 @@ static bool take(shoal *s, results *all, shoal_event *e)
     r->finish = e->finish;
     r->hash = e->logits_hash;
     r->n_prompt = e->n_prompt;
+    assert_true(r->n_read < r->n_prompt);
     assert_int_equal(e->n_token, r->n_token);
     assert_memory_equal(e->tokens, r->token, r->n_token * sizeof *r->token);
     return true;
@@ -174,6 +181,8 @@ static int make_alone(void **state)
         memset(&one, 0, sizeof one);
         submit(s, &one, 0, &r);
         drain(s, &one);
+        if (one.r[0]->n_read + 1 != one.r[0]->n_prompt)
+            return -1; /* n_batch 1: each token is said */
         memcpy(alone.r[i], one.r[0], sizeof alone.r[i]);
         shoal_close(s);
     }
